@@ -1,0 +1,1 @@
+"""Shared machinery: jobs, executor, counter-based randomness, hashing, progress."""
