@@ -146,7 +146,8 @@ def decode(raw: NDArray[Any], dtype: str, out: NDArray[Any]) -> None:
             bits = out.view(np.uint32)
             np.left_shift(raw, 16, out=bits, dtype=np.uint32, casting="unsafe")
         else:
-            out[:] = np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
+            with np.errstate(invalid="ignore"):  # signalling NaNs become quiet ones
+                out[:] = np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
     elif dtype.startswith("F8"):
         out[:] = _float8_table(dtype)[raw]
     else:

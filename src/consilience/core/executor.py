@@ -48,18 +48,21 @@ def run_tasks(
     pool: Executor = ThreadPoolExecutor(count) if kind == "threads" else ProcessPoolExecutor(count)
     with pool:
         futures: list[Future[Result]] = [pool.submit(function, task) for task in tasks]
+
+        def stop_on_error(finished: Future[Result]) -> None:
+            if not finished.cancelled() and finished.exception() is not None:
+                for future in futures:
+                    future.cancel()
+
+        for future in futures:
+            future.add_done_callback(stop_on_error)
         try:
             for index, future in enumerate(futures):
-                if not future.done():
-                    wait([*futures[: index + 1]], return_when=FIRST_EXCEPTION)
-                    _raise_first(futures)
-                yield index, future.result()
+                try:
+                    result = future.result()
+                except CancelledError:
+                    raise next(e for f in futures if not f.cancelled() and (e := f.exception())) from None
+                yield index, result
         finally:
             for future in futures:
                 future.cancel()
-
-
-def _raise_first(futures: Sequence[Future[Result]]) -> None:
-    for future in futures:
-        if future.done() and not future.cancelled() and (error := future.exception()) is not None:
-            raise error

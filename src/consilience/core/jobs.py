@@ -24,7 +24,7 @@ from consilience.core.hashing import fingerprint
 from consilience.core.records import read_record, write_record
 from consilience.errors import BudgetError, CancelledError, OutputError, RequestError
 
-__all__ = ["MANIFEST", "Budget", "Job", "check_output"]
+__all__ = ["MANIFEST", "Budget", "Job", "check_output", "clear_published", "partial_folder"]
 
 MANIFEST = "consilience.json"
 _VERSION = 1
@@ -67,6 +67,13 @@ def check_output(out: Path) -> list[str]:
     return problems
 
 
+def clear_published(out: Path) -> None:
+    """Delete what a job that was killed right after publishing `out` left beside it."""
+    partial = partial_folder(out)
+    if partial.is_dir() and not (partial / "work").is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 class Job:
     """One piece of long work that makes the folder `out`; entering it starts or resumes.
 
@@ -97,7 +104,6 @@ class Job:
         self._journal_lock = threading.Lock()
         self._journal = -1
         self._lock = -1
-        self._published = False
 
     def __enter__(self) -> Job:
         if problems := check_output(self.out):
@@ -138,22 +144,30 @@ class Job:
         state = self.partial / "job.json"
         if state.is_file():
             left = read_record(state, "job", _VERSION)
-            if left.get("identity") != self.identity:
+            if left.get("identity") != self.identity and not self.work.is_dir():
+                self._forget()  # it was published and killed before it could clean up
+            elif left.get("identity") != self.identity:
                 raise OutputError(
                     f"output {self.out}: {self.partial} was left by another request ({left.get('kind')}); "
                     "run that one again to finish it, delete the folder, or choose another place"
                 )
-            self.resumed = True
-            self._read_journal()
-        else:
-            shutil.rmtree(self.work, ignore_errors=True)
-            (self.partial / "journal.jsonl").unlink(missing_ok=True)
+            else:
+                self.resumed = True
+                self._read_journal()
+        if not self.resumed:
+            self._forget()
             write_record(
                 state, "job", _VERSION, {"kind": self.kind, "identity": self.identity, "request": self.request}
             )
         self.work.mkdir(exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self._journal = os.open(self.partial / "journal.jsonl", flags, 0o644)
+
+    def _forget(self) -> None:
+        for name in ("work", "replaced", "stages"):
+            shutil.rmtree(self.partial / name, ignore_errors=True)
+        for name in ("job.json", "journal.jsonl"):
+            (self.partial / name).unlink(missing_ok=True)
 
     def _read_journal(self) -> None:
         path = self.partial / "journal.jsonl"
@@ -202,22 +216,17 @@ class Job:
     def publish(self) -> None:
         """Rename `work/` to `out` in one step and delete the rest of the state."""
         try:
-            write_record(self.work / MANIFEST, "manifest", _VERSION, self._manifest()) if not (
-                self.work / MANIFEST
-            ).exists() else None
+            if not (self.work / MANIFEST).exists():
+                write_record(self.work / MANIFEST, "manifest", _VERSION, {"kind": self.kind, "request": self.request})
             sync_folder(self.work)
             retired = self.partial / "replaced"
             if self.out.exists():
-                os.rename(self.out, retired)
-            os.rename(self.work, self.out)
+                self.out.rename(retired)
+            self.work.rename(self.out)
             sync_folder(self.out.parent)
             shutil.rmtree(self.partial)
         except OSError as error:
             raise storage_error(self.out, error) from error
-        self._published = True
-
-    def _manifest(self) -> dict[str, Any]:
-        return {"kind": self.kind, "request": self.request}
 
     def _release(self) -> None:
         for name in ("_journal", "_lock"):

@@ -1,0 +1,138 @@
+"""Merges written as a LoRA adapter: the merged task vector of each matrix, re-factored to a chosen rank.
+
+The factors are the truncated singular value decomposition, split evenly; the share of the task vector that the rank
+cannot hold is measured and reported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from consilience.checkpoints.dtypes import DTYPES, encode
+from consilience.checkpoints.sources import LowRank
+from consilience.checkpoints.writer import OutputTensor
+from consilience.errors import RecipeError
+from consilience.merging.request import AdapterOutput
+from consilience.merging.steps import Statistics
+from consilience.merging.task import TensorTask, merge_tensor
+
+__all__ = ["Factored", "adapter_config", "adapter_tensors", "factor_tensor", "factored_names"]
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Factored:
+    """The two factors of one tensor as stored numbers, and how much of the task vector they miss."""
+
+    a: NDArray[Any]
+    b: NDArray[Any]
+    norm: float
+    error: float
+
+
+def _adapted(task: TensorTask) -> bool:
+    return task.copy is None and any(isinstance(source, LowRank) for source in task.experts)
+
+
+def factored_names(task: TensorTask) -> tuple[str, str]:
+    """Return the names of the factors of a tensor in PEFT's layout."""
+    module = task.name.removesuffix(".weight")
+    return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+
+
+def adapter_tensors(output: AdapterOutput, tasks: Sequence[TensorTask]) -> list[OutputTensor]:
+    """Return the tensors of the adapter file: two factors for every matrix that an input adapter touches.
+
+    Raises RecipeError when no input is an adapter of the base, or when one touches something else than a matrix.
+    """
+    chosen = [task for task in tasks if _adapted(task)]
+    if not chosen:
+        raise RecipeError(
+            "output.adapter: no expert is an adapter of the base (`base+adapter`); write the merged model instead"
+        )
+    odd = [task.name for task in chosen if len(task.shape) != 2 or task.base is None]
+    if odd:
+        raise RecipeError(f"output.adapter: only matrices with a base can be re-factored, found {', '.join(odd[:5])}")
+    tensors = []
+    for task in chosen:
+        rank = min(output.rank, *task.shape)
+        a, b = factored_names(task)
+        dtype = next(s for s in task.experts if isinstance(s, LowRank)).a.dtype
+        tensors.append(OutputTensor(a, dtype, (rank, task.shape[1])))
+        tensors.append(OutputTensor(b, dtype, (task.shape[0], rank)))
+    return tensors
+
+
+def factor_tensor(
+    task: TensorTask, output: AdapterOutput, dtype: str, statistics: Statistics | None, chunk: int
+) -> Factored:
+    """Merge one matrix, subtract the base, and return its best factors of the chosen rank."""
+    assert task.base is not None
+    rows, columns = task.shape
+    merged = np.empty(task.numel, np.float64)
+    wide = TensorTask(**{**task.__dict__, "dtype": "F64"})
+
+    def keep(start: int, raw: NDArray[Any]) -> None:
+        merged[start : start + raw.size] = raw
+
+    merge_tensor(wide, keep, statistics=statistics, chunk=chunk, hash_inputs=False)
+    base = np.empty(task.numel, np.float64)
+    task.base.read(0, task.numel, base)
+    delta = (merged - base).reshape(rows, columns)
+    left, values, right = np.linalg.svd(delta, full_matrices=False)
+    rank = min(output.rank, rows, columns)
+    scale = (output.alpha or output.rank) / output.rank
+    roots = np.sqrt(values[:rank] / scale)
+    a, b = roots[:, None] * right[:rank], left[:, :rank] * roots
+    stored = []
+    for factor in (a, b):
+        raw = np.empty(factor.size, DTYPES[dtype].storage)
+        encode(np.ascontiguousarray(factor).reshape(-1), dtype, raw)
+        stored.append(raw)
+    norm = float(np.linalg.norm(values))
+    error = float(np.linalg.norm(values[rank:])) / norm if norm else 0.0
+    return Factored(stored[0], stored[1], norm, error)
+
+
+def checksum(raw: NDArray[Any]) -> str:
+    """Return the checksum of stored numbers."""
+    return str(xxhash.xxh3_64_hexdigest(raw.data))
+
+
+def adapter_config(output: AdapterOutput, tasks: Sequence[TensorTask], base: str) -> bytes:
+    """Return the adapter_config.json of the written adapter."""
+    modules = sorted({t.name.removesuffix(".weight") for t in tasks if _adapted(t)})
+    config: Mapping[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": base,
+        "r": output.rank,
+        "lora_alpha": output.alpha or output.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "target_modules": modules,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+    }
+    return json.dumps(config, indent=2).encode()
+
+
+def total_error(parts: Sequence[Mapping[str, float]]) -> float:
+    """Return the relative error of the whole adapter from the norms and errors of its tensors."""
+    squares = sum(p["norm"] ** 2 for p in parts)
+    missed = sum((p["norm"] * p["error"]) ** 2 for p in parts)
+    return math.sqrt(missed / squares) if squares else 0.0

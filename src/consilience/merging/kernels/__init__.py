@@ -1,0 +1,45 @@
+"""Inner loops of merging: one NumPy reference, one compiled form, the same bits from both.
+
+`kernels()` gives the compiled ones; `CONSILIENCE_KERNELS=numpy` gives the reference (slower, nothing compiled).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+__all__ = ["BLOCK", "LANES", "NAMES", "kernels"]
+
+BLOCK = 4096
+"""Elements per partial sum: reductions run over these fixed blocks, so the chunk size never matters."""
+
+LANES = 64
+"""Running sums per block, added up in order at its end."""
+
+NAMES = (
+    "decode_bfloat16",
+    "decode_difference",
+    "encode_bfloat16",
+    "all_finite",
+    "subtract_base",
+    "weighted_sum",
+    "add_base",
+    "magnitude_histogram",
+    "magnitude_trim",
+    "random_drop",
+    "apply_keep",
+    "consensus",
+    "sign_counts",
+    "block_dots",
+    "block_norms",
+    "random_block_norms",
+)
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Any:
+    """Return the module with the kernels in use."""
+    choice = os.environ.get("CONSILIENCE_KERNELS", "numba")
+    return import_module(f"consilience.merging.kernels.{'reference' if choice == 'numpy' else 'compiled'}")

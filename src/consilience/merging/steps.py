@@ -1,0 +1,100 @@
+"""What the engine and a method say to each other: chunks in, values out, statistics in between.
+
+A method gives `Steps`: surveys (passes that gather statistics) and one `apply`. The engine knows nothing else about a
+method, and the in-memory merge drives the same steps, so both give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilience.merging.kernels import BLOCK, kernels
+
+__all__ = ["Chunk", "Statistics", "Steps", "Survey", "blocks_of"]
+
+Statistics = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Elements [start, stop) of one tensor of every input, decoded to working precision.
+
+    `experts` has shape (experts, elements); `deltas` is the same memory with the base subtracted, so a step uses one
+    or the other. `keys` are the experts' random streams for this tensor; `masks` replace random draws where given.
+    `carry` is empty at the first chunk of each pass over a tensor and goes from chunk to chunk.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    experts: NDArray[Any]
+    base: NDArray[Any] | None
+    keys: tuple[int, ...]
+    out: NDArray[Any]
+    masks: NDArray[np.bool_] | None = None
+    carry: dict[str, Any] = field(default_factory=dict)
+    _subtracted: bool = False
+
+    @property
+    def deltas(self) -> NDArray[Any]:
+        """The task vectors: expert minus base, in working precision."""
+        if not self._subtracted:
+            assert self.base is not None, "the plan gives a base to every method that asks for deltas"
+            kernels().subtract_base(self.experts, self.base)
+            self._subtracted = True
+        return self.experts
+
+    def numbers(self, values: Sequence[float]) -> NDArray[Any]:
+        """Return coefficients in working precision."""
+        return np.array(values, self.experts.dtype)
+
+
+class Survey(Protocol):
+    """One statistic pass over the chunks of every tensor.
+
+    States are finished together: each tensor's alone for tensor scope, all at once, in the order of the tensors'
+    names, for global scope. `known` is one dictionary per tensor, written by the passes before.
+    """
+
+    def start(self) -> Any:
+        """Return an empty state for one tensor."""
+
+    def add(self, chunk: Chunk, state: Any, known: Statistics) -> None:
+        """Count one chunk; chunks of a tensor come in order."""
+
+    def close(self, state: Any) -> Any:
+        """Return a tensor's state in a small form; global scope keeps one for every tensor of the model."""
+
+    def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
+        """Write what was learned into the statistics of each tensor."""
+
+
+Apply = Callable[[Chunk, Statistics], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A method bound to the parameters of one tensor.
+
+    `idempotent`: byte-equal inputs (base included) give that input, which the engine then copies. `whole_rows`:
+    chunks must not cut a row (last dimension). `scope`: where the statistics of the surveys are kept. `shared`: what
+    global statistics depend on, which must then be the same for all tensors.
+    """
+
+    apply: Apply
+    surveys: tuple[Survey, ...] = ()
+    scope: Literal["tensor", "global"] = "tensor"
+    idempotent: bool = True
+    whole_rows: bool = False
+    shared: tuple[Any, ...] = ()
+
+
+def blocks_of(elements: int) -> int:
+    """Return how many reduction blocks a chunk of this many elements has."""
+    return -(-elements // BLOCK)

@@ -1,0 +1,264 @@
+"""One tensor of a merge: where its inputs are, what is done to them, and the pass over its chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from consilience.checkpoints.dtypes import DTYPES, decode, encode, working_dtype
+from consilience.checkpoints.sources import Source, Stored
+from consilience.core.randomness import stream_key
+from consilience.errors import NonFiniteError
+from consilience.merging.kernels import BLOCK, kernels
+from consilience.merging.method import find_method
+from consilience.merging.steps import Chunk, Statistics, Steps
+
+__all__ = ["DEFAULT_CHUNK", "TensorTask", "Write", "copy_tensor", "identical_inputs", "merge_tensor", "survey_tensor"]
+
+DEFAULT_CHUNK = 1 << 17
+"""Elements decoded at a time; small enough for a processor's cache, a multiple of the reduction block."""
+
+Write = Callable[[int, NDArray[Any]], None]
+"""Takes the index of the first element and stored numbers."""
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """How one output tensor is made. Plain data, picklable, independent of all other tasks.
+
+    `experts` are in the canonical order (by name), as are per-expert values in `parameters`. `copy` is the source of
+    a tensor that is copied, not merged. `masks` replaces random draws (tests of published results).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    method: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    experts: tuple[Source, ...] = ()
+    expert_names: tuple[str, ...] = ()
+    base: Source | None = None
+    base_name: str = "base"
+    seed: int = 0
+    copy: Source | None = None
+    masks: NDArray[np.bool_] | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source, the base last."""
+        if self.copy is not None:
+            return (self.copy,)
+        return (*self.experts, *([self.base] if self.base is not None else []))
+
+    @property
+    def work(self) -> type[np.float32] | type[np.float64]:
+        """The precision the merge computes in."""
+        return working_dtype(source.dtype for source in self.sources)
+
+    def steps(self) -> Steps:
+        """Bind the method to this tensor's parameters."""
+        return find_method(self.method).build(self.parameters)
+
+
+class _Buffers:
+    """Memory for one chunk of every input; allocated once per pass."""
+
+    def __init__(self, task: TensorTask, size: int) -> None:
+        self.experts = np.empty((len(task.experts), size), task.work)
+        self.base = np.empty(size, task.work) if task.base is not None else None
+        self.out = np.empty(size, task.work)
+        self.raw = np.empty(size, DTYPES[task.dtype].storage)
+        self.single = np.empty(size, np.uint16)
+
+
+def _load(
+    source: Source, start: int, stop: int, out: NDArray[Any], scratch: NDArray[np.uint16], hasher: Any, *, check: bool
+) -> bool:
+    """Decode elements of one source, hashing the stored bytes on the way; return whether all are finite."""
+    if isinstance(source, Stored) and source.dtype == "BF16":
+        raw: NDArray[Any] = scratch[: stop - start]
+        source.read_raw_into(start, stop, raw)
+        finite = bool(kernels().decode_bfloat16(raw, out))
+    elif isinstance(source, Stored) and hasher is not None:
+        raw = source.read_raw(start, stop)
+        decode(raw, source.dtype, out)
+        finite = not check or kernels().all_finite(out)
+    else:
+        source.read(start, stop, out)
+        return not check or bool(kernels().all_finite(out))
+    if hasher is not None:
+        hasher.update(raw)
+    return finite
+
+
+def _chunks(
+    task: TensorTask, steps: Steps, chunk: int, hashers: Sequence[Any] | None = None, *, final: bool = False
+) -> Iterator[tuple[Chunk, _Buffers]]:
+    """Yield the decoded chunks of one pass, in order, in reused memory; the final pass refuses NaN and infinity."""
+    size = max(BLOCK, chunk // BLOCK * BLOCK)
+    if steps.whole_rows and task.shape:
+        row = max(task.shape[-1], 1)
+        size = max(row, size // row * row)
+    size = min(size, max(task.numel, 1))
+    buffers = _Buffers(task, size)
+    keys = tuple(stream_key(task.seed, task.name, name) for name in task.expert_names)
+    marks = hashers or [None] * len(task.sources)
+    carry: dict[str, Any] = {}
+    for start in range(0, task.numel, size):
+        stop = min(start + size, task.numel)
+        count = stop - start
+        rows = buffers.experts if count == size else np.empty((len(task.experts), count), task.work)
+        finite = True
+        for index, source in enumerate(task.experts):
+            finite &= _load(source, start, stop, rows[index], buffers.single, marks[index], check=final)
+        base = None
+        if task.base is not None and buffers.base is not None:
+            base = buffers.base[:count]
+            finite &= _load(task.base, start, stop, base, buffers.single, marks[-1], check=final)
+        if final and not finite:  # a vote or a mask would hide it
+            raise _non_finite(task, start, stop)
+        masks = None if task.masks is None else np.ascontiguousarray(task.masks[:, start:stop])
+        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, buffers.out[:count], masks, carry), buffers
+
+
+def identical_inputs(task: TensorTask, chunk: int) -> bool:
+    """Whether all inputs are byte-equal and stored as the output is; a glance at the start settles most cases."""
+    first, *others = task.sources
+    if any(source.dtype != task.dtype or tuple(source.shape) != task.shape for source in task.sources):
+        return False
+    if all(source == first for source in others):
+        return True
+    if not all(isinstance(source, Stored) for source in task.sources):
+        return False
+    for start, stop in ((0, min(BLOCK, task.numel)), *_ranges(task.numel, chunk)):
+        head = first.read_raw(start, stop)
+        if any(not np.array_equal(_bytes(head), _bytes(s.read_raw(start, stop))) for s in others):
+            return False
+    return True
+
+
+def _bytes(raw: NDArray[Any]) -> NDArray[np.uint8]:
+    return raw.view(np.uint8)
+
+
+def _ranges(numel: int, chunk: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, numel, chunk):
+        yield start, min(start + chunk, numel)
+
+
+def survey_tensor(
+    task: TensorTask, steps: Steps, index: int, known: Statistics, chunk: int, check: Callable[[], None]
+) -> Any:
+    """Run one survey over one tensor and return its state."""
+    survey = steps.surveys[index]
+    state = survey.start()
+    for part, _ in _chunks(task, steps, chunk):
+        check()
+        survey.add(part, state, known)
+    return survey.close(state)
+
+
+def copy_tensor(task: TensorTask, write: Write, chunk: int, check: Callable[[], None]) -> tuple[str, list[str]]:
+    """Copy one tensor, converting where the stored type changes; return its checksum and that of its input."""
+    source = task.copy if task.copy is not None else task.sources[0]
+    digest, read = xxhash.xxh3_64(), xxhash.xxh3_64()
+    for start, stop in _ranges(task.numel, chunk):
+        check()
+        raw = source.read_raw(start, stop)
+        read.update(raw.data)
+        if source.dtype != task.dtype:
+            values = np.empty(stop - start, np.float64)
+            source.read(start, stop, values)
+            raw = np.empty(stop - start, DTYPES[task.dtype].storage)
+            encode(values, task.dtype, raw)
+            _require_finite(task, raw, start, stop)
+        digest.update(raw.data)
+        write(start, raw)
+    return digest.hexdigest(), [read.hexdigest()]
+
+
+def merge_tensor(
+    task: TensorTask,
+    write: Write,
+    *,
+    statistics: Statistics | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    check: Callable[[], None] = lambda: None,
+    hash_inputs: bool = True,
+) -> tuple[str, list[str]]:
+    """Make one tensor chunk by chunk; return the xxh3 checksums of its bytes and of the inputs' bytes.
+
+    `statistics` are those of the surveys when they were taken over the whole model; otherwise they are taken here.
+    Raises NonFiniteError naming tensor, model and file when a result is NaN or infinite.
+    """
+    if task.copy is not None or task.numel == 0:
+        return copy_tensor(task, write, chunk, check)
+    steps = task.steps()
+    if steps.idempotent and identical_inputs(task, chunk):
+        checksum, inputs = copy_tensor(task, write, chunk, check)
+        return checksum, inputs * len(task.sources)
+    if statistics is None:
+        statistics = {}
+        for index, survey in enumerate(steps.surveys):
+            state = survey_tensor(task, steps, index, statistics, chunk, check)
+            survey.finish([state], [task.numel], [statistics])
+    digest = xxhash.xxh3_64()
+    hashers = [xxhash.xxh3_64() if hash_inputs and isinstance(s, Stored) else None for s in task.sources]
+    for part, buffers in _chunks(task, steps, chunk, hashers, final=True):
+        check()
+        values = steps.apply(part, statistics)
+        raw = buffers.raw[: part.stop - part.start]
+        _store(task, values, raw, part.start, part.stop)
+        digest.update(raw.data)
+        write(part.start, raw)
+    return digest.hexdigest(), [h.hexdigest() if h is not None else "" for h in hashers]
+
+
+def _store(task: TensorTask, values: NDArray[Any], raw: NDArray[Any], start: int, stop: int) -> None:
+    """Round to the stored type and refuse what is not finite."""
+    if task.dtype == "BF16":
+        if not kernels().encode_bfloat16(values, raw):
+            raise _non_finite(task, start, stop)
+        return
+    encode(values, task.dtype, raw)
+    _require_finite(task, raw, start, stop)
+
+
+def _require_finite(task: TensorTask, raw: NDArray[Any], start: int, stop: int) -> None:
+    if raw.dtype.kind == "f":
+        finite = kernels().all_finite(raw) if raw.dtype.itemsize > 2 else bool(np.isfinite(raw).all())
+    else:
+        values = np.empty(raw.size, np.float64)
+        decode(raw, task.dtype, values)
+        finite = bool(np.isfinite(values).all())
+    if not finite:
+        raise _non_finite(task, start, stop)
+
+
+def _non_finite(task: TensorTask, start: int, stop: int) -> NonFiniteError:
+    """Say which input brought the NaN or infinity, or that the merge overflowed."""
+    names = task.expert_names if task.copy is None else ()
+    for name, source in zip((*names, task.base_name), task.sources, strict=False):
+        values = np.empty(stop - start, np.float64)
+        source.read(start, stop, values)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            where = ", ".join(dict.fromkeys(str(stored.path) for stored in source.inputs()))
+            return NonFiniteError(
+                f"tensor {task.name!r}: model {name!r} holds {values[bad[0]]} at element {start + int(bad[0])} "
+                f"({where}); repair or leave out that model; nothing was published"
+            )
+    return NonFiniteError(
+        f"tensor {task.name!r}: all inputs are finite but the merge overflows {task.dtype} in elements "
+        f"{start} to {stop}; use smaller weights or out_dtype: float32; nothing was published"
+    )

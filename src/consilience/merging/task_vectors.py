@@ -1,0 +1,80 @@
+"""The block shared by the task-vector methods: sparsify, weigh, vote, normalise, scale, add to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from consilience.merging.kernels import kernels
+from consilience.merging.sparsify import Sparsifier, apply_all
+from consilience.merging.steps import Chunk, Statistics, Steps
+
+__all__ = ["MergeFunction", "task_vector_steps"]
+
+MergeFunction = Literal["sum", "mean", "max"]
+_MODES = {"sum": 0, "mean": 1, "max": 2}
+
+
+def task_vector_steps(
+    weight: Sequence[float],
+    scale: float,
+    *,
+    sparsifiers: Sequence[Sparsifier] = (),
+    merge_function: MergeFunction | None = None,
+    normalize: bool = False,
+    scope: Literal["tensor", "global"] = "tensor",
+    shared: tuple[Any, ...] = (),
+) -> Steps:
+    """Return the steps of base + scale * combination of (sparsified, weighted) task vectors.
+
+    `merge_function` None adds all deltas (divided by the sum of the weights where `normalize`); otherwise a sign is
+    elected at each position and only the deltas that agree with it are combined: their weighted "sum", "mean"
+    (divided by the sum of the agreeing weights) or the one of largest magnitude ("max"). A vote of exactly zero
+    elects plus, in global scope the sign that most positions elect (Yadav et al. 2023, arXiv 2306.01708).
+    """
+    chain = tuple(sparsifiers)
+    surveys = [s for place, sparsifier in enumerate(chain) for s in sparsifier.surveys(chain[:place])]
+    majority = merge_function is not None and scope == "global"
+    if majority:
+        surveys.append(_MajoritySurvey(tuple(weight), chain))
+    total = sum(weight)
+    divisor = total if normalize and merge_function is None and abs(total) >= 1e-8 else 1.0
+
+    def apply(chunk: Chunk, known: Statistics) -> NDArray[Any]:
+        apply_all(chain, chunk, known)
+        deltas, weights = chunk.deltas, chunk.numbers(weight)
+        if merge_function is None:
+            kernels().weighted_sum(deltas, weights, chunk.out)
+        else:
+            kernels().consensus(deltas, weights, _MODES[merge_function], known.get("zero_sign", 1), chunk.out)
+        kernels().add_base(chunk.out, chunk.base, scale / divisor)
+        return chunk.out
+
+    return Steps(apply, tuple(surveys), scope, shared=shared)
+
+
+class _MajoritySurvey:
+    """Which sign most positions elect, for the votes that end in a draw."""
+
+    def __init__(self, weight: tuple[float, ...], chain: tuple[Sparsifier, ...]) -> None:
+        self.weight = weight
+        self.chain = chain
+
+    def start(self) -> list[int]:
+        return [0, 0]
+
+    def add(self, chunk: Chunk, state: Any, known: Statistics) -> None:
+        apply_all(self.chain, chunk, known)
+        above, below = kernels().sign_counts(chunk.deltas, chunk.numbers(self.weight))
+        state[0] += above
+        state[1] += below
+
+    def close(self, state: Any) -> list[int]:
+        return list(state)
+
+    def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
+        above, below = (sum(state[i] for state in states) for i in (0, 1))
+        for statistics in known:
+            statistics["zero_sign"] = 1 if above >= below else -1

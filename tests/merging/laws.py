@@ -1,0 +1,117 @@
+"""The laws that methods declare, as checks that take any method: values of parameters come from its signature."""
+
+import numpy as np
+
+from consilience.merging.memory import merge_state_dicts
+from consilience.merging.method import find_method
+
+
+def sample_parameters(method, experts, seed):
+    """Random valid parameters for a method, read from its signature."""
+    rng = np.random.default_rng(seed)
+    values = {}
+    for name, parameter in find_method(method).parameters.items():
+        count = len(experts) if parameter.per_expert else 1
+
+        def draw(parameter=parameter):
+            if parameter.choices:
+                return parameter.choices[rng.integers(len(parameter.choices))]
+            if parameter.kind is bool:
+                return bool(rng.integers(2))
+            low = max(parameter.allowed.low if parameter.allowed else 0.2, 0.05)
+            high = min(parameter.allowed.high if parameter.allowed else 1.5, 4.0)
+            value = rng.uniform(low, high)
+            return round(value) if parameter.kind is int else float(value)
+
+        drawn = [draw() for _ in range(count)]
+        values[name] = dict(zip(experts, drawn, strict=True)) if parameter.per_expert else drawn[0]
+    return values
+
+
+def make_models(shapes, experts, seed, dtype="float32", spread=1e-2):
+    """A base and experts near it; torch tensors for bfloat16, NumPy otherwise."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensors(around=None):
+        made = {}
+        for name, shape in shapes.items():
+            noise = torch.randn(shape, generator=generator)
+            made[name] = (noise if around is None else around[name].float() + spread * noise).to(getattr(torch, dtype))
+        return made
+
+    base = tensors()
+    return base, {name: tensors(base) for name in experts}
+
+
+def same_bytes(a, b):
+    """Whether two state dicts hold the same names, shapes and bytes."""
+    import torch
+
+    def raw(t):
+        t = torch.as_tensor(np.asarray(t)) if not isinstance(t, torch.Tensor) else t
+        return t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
+
+    return a.keys() == b.keys() and all(tuple(a[k].shape) == tuple(b[k].shape) and raw(a[k]) == raw(b[k]) for k in a)
+
+
+def check_idempotent(method, shapes, seed, dtype):
+    """Byte-equal inputs give that input."""
+    experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
+    base, _ = make_models(shapes, experts, seed, dtype)
+    values = sample_parameters(method, experts, seed)
+    if "normalize" in values and find_method(method).base == "none":
+        values["normalize"] = True
+    if method == "passthrough":
+        values["scale"] = 1.0
+    merged = merge_state_dicts(method, base, dict.fromkeys(experts, base), seed=seed, **values)
+    assert same_bytes(merged, base), method
+
+
+def check_zero_weight(method, shapes, seed, dtype):
+    """Weights of zero (or t = 0) give the base."""
+    experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
+    base, models = make_models(shapes, experts, seed, dtype)
+    values = sample_parameters(method, experts, seed)
+    values["weight" if "weight" in values else "t"] = 0.0
+    merged = merge_state_dicts(method, base, models, seed=seed, **values)
+    assert same_bytes(merged, base), method
+
+
+def check_permutation(method, shapes, seed, dtype):
+    """The order in which experts are given does not matter."""
+    experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
+    base, models = make_models(shapes, experts, seed, dtype)
+    values = sample_parameters(method, experts, seed)
+    one = merge_state_dicts(method, base, models, seed=seed, **values)
+    other = merge_state_dicts(method, base, dict(reversed(models.items())), seed=seed, **values)
+    assert same_bytes(one, other), method
+
+
+def check_scale(method, shapes, seed, dtype):
+    """Inputs multiplied by a power of two give the merge multiplied by it, to the bit.
+
+    float16 is left out: its numbers near zero have fewer digits, so scaling them is not exact.
+    """
+    dtype = "float32" if dtype == "float16" else dtype
+    experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
+    base, models = make_models(shapes, experts, seed, dtype)
+    values = sample_parameters(method, experts, seed)
+    one = merge_state_dicts(method, base, models, seed=seed, **values)
+    twice = merge_state_dicts(
+        method,
+        {k: v * 4 for k, v in base.items()},
+        {n: {k: v * 4 for k, v in m.items()} for n, m in models.items()},
+        seed=seed,
+        **values,
+    )
+    assert same_bytes({k: v * 4 for k, v in one.items()}, twice), method
+
+
+CHECKS = {
+    "idempotent": check_idempotent,
+    "zero_weight": check_zero_weight,
+    "permutation": check_permutation,
+    "scale": check_scale,
+}
