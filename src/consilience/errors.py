@@ -146,7 +146,7 @@ class Problems:
             return
         if len(self.found) == 1:
             raise error(f"{subject}: {self.found[0]}")
-        lines = "".join(f"\n  - {message}" for message in self.found)
+        lines = "".join("\n  - " + message.replace("\n", "\n  ") for message in self.found)
         raise error(f"{subject}: {len(self.found)} problems{lines}")
 
 

@@ -93,6 +93,8 @@ def _candidates(reference: str, relative_to: Path | None) -> list[Path]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
+    except PermissionError:
+        raise CheckpointError(f"{path}: there is no permission to look into its folder") from None
     except OSError:
         return False
 
@@ -107,7 +109,7 @@ def _neighbours(reference: str, relative_to: Path | None) -> list[str]:
 
 
 def _missing(reference: str, relative_to: Path | None) -> str:
-    looked = ", ".join(str(path.absolute()) for path in _candidates(reference, relative_to))
+    looked = ", ".join(dict.fromkeys(str(path.absolute()) for path in _candidates(reference, relative_to)))
     near = _neighbours(reference, relative_to)
     hint = did_you_mean(PurePosixPath(reference).name, near) if 0 < len(near) <= 50 else ""
     return (

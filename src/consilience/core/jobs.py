@@ -49,6 +49,13 @@ def partial_folder(out: Path) -> Path:
 
 def check_output(out: Path) -> list[str]:
     """Return the problems of writing a result to `out`: a file there, a folder that is not ours, no permission."""
+    try:
+        return _output_problems(out)
+    except OSError as error:
+        return [f"output {out}: {error.filename} cannot be looked at ({error.strerror}); choose another place"]
+
+
+def _output_problems(out: Path) -> list[str]:
     problems = []
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         problems.append(f"output {out}: exists and is not a folder; choose another place")

@@ -106,6 +106,13 @@ def _already_there(plan: Plan) -> dict[str, Any] | None:
     return manifest if intact else None
 
 
+def _cost(task: TensorTask) -> int:
+    """Bytes that making a tensor reads and writes; passes over the whole model are counted where they happen."""
+    steps = task.steps() if task.copy is None else None
+    surveys = len(steps.surveys) if steps is not None and steps.scope == "tensor" else 0
+    return (1 + surveys) * task.pass_bytes + task.nbytes
+
+
 class _Run:
     """One execution: what the threads share."""
 
@@ -126,7 +133,7 @@ class _Run:
         self._resume()
         pending = [t for t in self.plan.tasks if t.name not in self.job.done and self._wanted(t)]
         kept = [t for t in self.plan.tasks if t.name in self.job.done]
-        bar.skip(sum(2 * self._bytes(t) for t in kept))
+        bar.skip(sum(_cost(t) for t in kept))
         statistics = model_statistics(
             [t for t in self.plan.tasks if self._wanted(t)] if pending else [],
             workers=self.plan.workers,
@@ -142,7 +149,7 @@ class _Run:
                 self._factor(task, statistics.get(task.name))
             else:
                 self._merge(task, statistics.get(task.name))
-            bar.advance(self._bytes(task) + sum(s.nbytes for s in task.sources))
+            bar.advance(_cost(task))
 
         for _ in run_tasks(one, pending, workers=self.plan.workers):
             pass
@@ -151,9 +158,6 @@ class _Run:
         if self.plan.request.adapter is None:
             return True
         return factored_names(task)[0] in self.planned
-
-    def _bytes(self, task: TensorTask) -> int:
-        return task.numel * DTYPES[task.dtype].itemsize
 
     def _resume(self) -> None:
         """Trust a journal line only when the bytes on disk have its checksum; redo the tensor otherwise."""

@@ -36,7 +36,7 @@ def model_statistics(
         def one(place: int, index: int = index) -> object:
             task, steps = chosen[place]
             state = survey_tensor(task, steps, index, known[place], chunk, check)
-            advance(sum(source.nbytes for source in task.sources))
+            advance(task.pass_bytes)
             return state
 
         states = [state for _, state in run_tasks(one, range(len(chosen)), workers=workers)]

@@ -40,11 +40,11 @@ def parse_mergekit(text: str, *, origin: str, folder: Path, strict: bool = False
         documents.append(Document(content, label=label, origin=origin, folder=folder, text=text))
     if not documents:
         problems.add("the file is empty; expected a mapping with `merge_method:`")
+    order = _in_order(documents, problems)
     for document in documents:
         problems.extend(document.label + problem for problem in document.problems.found)
         if strict:
             problems.extend(f"{document.label}{warning}" for warning in document.warnings)
-    order = _in_order(documents, problems)
     problems.raise_if_any(RecipeError, origin)
     final = order.pop()
     stages = tuple((stage.name or "", stage.request()) for stage in order)

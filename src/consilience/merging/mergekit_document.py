@@ -304,17 +304,22 @@ class Document:
         """Check what only the whole document shows: number of models, the base, required parameters."""
         if self.method is None or self.reader is None or not self.listed:
             return
-        self._check_base(self.method)
+        needs = self._check_base(self.method)
+        shared = [name for name in self.reader.required() if name not in self.reader.row.each]
+        for name in shared:
+            if not any(name in values for values, *_ in self.levels):
+                self.problems.add(f"parameters.{name}: missing; method {self.method.name!r} requires it")
         for part in range(len(self.slices)) if self.slices is not None else [None]:
             experts = self._experts_of(part)
-            place = self.where("models" if part is None else f"slices[{part}]")
-            self.problems.extend(f"{place}: {p}" for p in check_method(self.method, len(experts), has_base=True))
+            place = self.where("models") if part is None else self.where("slices", part)
+            if not needs:
+                self.problems.extend(f"{place}: {p}" for p in check_method(self.method, len(experts), has_base=True))
             for name in self.reader.required():
-                for expert in experts if name in self.reader.row.each else [None]:
+                for expert in experts if name not in shared else []:
                     if not self._is_given(name, expert, part):
-                        whose = f" for {expert!r}" if expert else ""
                         self.problems.add(
-                            f"{place}: parameter {name!r} is missing{whose}; method {self.method.name!r} requires it"
+                            f"{place}: parameter {name!r} is missing for {expert!r}; "
+                            f"method {self.method.name!r} requires it"
                         )
         if not self.problems and self.slices is None:
             self._try(self.method)
@@ -328,33 +333,37 @@ class Document:
     def _always(self) -> list[str]:
         return self.listed if self.reader is not None and self.reader.row.base == "listed" else []
 
-    def _is_given(self, name: str, expert: str | None, part: int | None) -> bool:
+    def _is_given(self, name: str, expert: str, part: int | None) -> bool:
         return any(
             name in values and owner in (None, expert) and index in (None, part) for values, owner, index in self.levels
         )
 
-    def _check_base(self, method: Method) -> None:
+    def _check_base(self, method: Method) -> bool:
+        """Return whether a base is needed and missing."""
         if method.base != "required":
             if self.base and self.base not in self.listed and method.base == "none":
                 self.warn(
                     f"{self.where('base_model')}: method {method.name!r} does not use a base; only its "
                     "configuration and tokenizer are carried over (list it among the models to give it weight)"
                 )
-            return
-        for part, (own, sources) in enumerate(self.slices or []):
+            return False
+        if self.slices is None:
+            if self.base is None:
+                self.problems.add(f"base_model: missing; method {method.name!r} works on changes from a base model")
+            return self.base is None
+        missing = False
+        for part, (own, sources) in enumerate(self.slices):
             base = own or (self.base if self.content.get("base_model") is not None else None)
+            place = self.where("slices", part)
             if base is None:
-                self.problems.add(f"slices[{part}]: method {method.name!r} needs a base model; write base_model")
-            elif (
-                base not in [m for m, *_ in sources]
-                and len({bounds for _, *bounds_ in sources for bounds in [tuple(bounds_)]}) > 1
-            ):
+                missing = True
+                self.problems.add(f"{place}: method {method.name!r} needs a base model; write base_model")
+            elif base not in [m for m, *_ in sources] and len({(start, stop) for _, start, stop in sources}) > 1:
                 self.problems.add(
-                    f"slices[{part}]: the base model is not among the sources and their layer ranges differ; "
+                    f"{place}: the base model is not among the sources and their layer ranges differ; "
                     "list it with its layer_range"
                 )
-        if self.slices is None and self.base is None:
-            self.problems.add(f"base_model: missing; method {method.name!r} works on changes from a base model")
+        return missing
 
     def _try(self, method: Method) -> None:
         """Bind the method once where no value depends on a tensor, so that values that do not fit show up here."""

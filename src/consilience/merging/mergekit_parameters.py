@@ -112,6 +112,10 @@ class ParameterReader:
             if pattern is not None and not isinstance(pattern, str):
                 self.problems.add(f"{where}: the filter {pattern!r} is not a text; write a part of a tensor's name")
                 continue
+            if pattern is not None and _literal(pattern) != pattern:
+                self.warn(
+                    f"{where}: filters are plain parts of names; the wildcards in {pattern!r} are taken literally"
+                )
             if "value" not in entry:
                 self.problems.add(f"{where}: the filter {pattern!r} has no `value`")
                 continue

@@ -47,7 +47,8 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
             problems.add(f"{key}: unknown key{did_you_mean(str(key), KEYS)}")
     version = content.get("version")
     if version != RECIPE_VERSION:
-        problems.add(f"version: {version!r}; this program reads version {RECIPE_VERSION} (write `version: 1`)")
+        found = "missing" if version is None else repr(version)
+        problems.add(f"version: {found}; this program reads version {RECIPE_VERSION} (write `version: 1`)")
     method = content.get("method")
     if method not in method_names():
         problems.add(f"method: {method!r} is unknown{did_you_mean(str(method), method_names())}")
@@ -110,7 +111,8 @@ def _experts(value: Any, problems: Problems) -> dict[str, str]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         pairs = [(str(reference).rstrip("/").split("/")[-1], reference) for reference in value]
     else:
-        problems.add(f"experts: expected {{name: model}} or a list of models, found {value!r}")
+        found = "none are given" if value is None else f"found {value!r}"
+        problems.add(f"experts: expected {{name: model}} or a list of models, {found}")
         return {}
     if not pairs:
         problems.add("experts: the list is empty; name at least one expert")

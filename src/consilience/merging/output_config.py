@@ -9,6 +9,7 @@ from typing import Any
 from consilience.checkpoints.dtypes import DTYPES, torch_name
 from consilience.checkpoints.model import Checkpoint
 from consilience.merging.task import TensorTask
+from consilience.merging.vocabulary import is_head_name
 
 __all__ = ["output_config"]
 
@@ -53,6 +54,8 @@ def output_config(
         for key in ("torch_dtype", "dtype"):
             if key in config:
                 config[key] = torch_name(next(iter(stored)))
+    if "vocab_size" in config and not any(is_head_name(task.name) for task in tasks):
+        config.setdefault("tie_word_embeddings", True)  # what readers assume where no head is stored, said aloud
     notices.extend(_differences(donor, models))
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from consilience.errors import ConsilienceError, Problems, RecipeError
 from consilience.merging.adapter_output import adapter_tensors
 from consilience.merging.binding import check_method, unknown_parameters
 from consilience.merging.cast import Cast
+from consilience.merging.filters import unmatched_filters
 from consilience.merging.layout import Origin, lay_out, roles
 from consilience.merging.method import Method, find_method
 from consilience.merging.output_config import output_config
@@ -141,11 +143,13 @@ def _make(
     for experts, base in parts:
         problems.extend(check_method(method, len(experts), has_base=base is not None))
     problems.extend(unknown_parameters(method, sorted(request.parameters.names())))
+    problems.extend(_own_inputs(out, models) if out is not None else ())
     problems.raise_if_any(RecipeError, request.origin)
     notices = list(request.warnings)
     donor = models[request.base or _first_model(request)]
     origins, layers = lay_out(request, models, problems)
     problems.raise_if_any(RecipeError, request.origin)
+    notices.extend(unmatched_filters(request.parameters, origins))
     vocabulary = plan_vocabulary(request, models, problems, notices)
     problems.raise_if_any(RecipeError, request.origin)
     builder = _Builder(request, method, models, vocabulary.tensors, problems, notices)
@@ -169,11 +173,11 @@ def _make(
         config,
         vocabulary.files,
         tuple(dict.fromkeys(notices)),
-        _read_bytes(tasks),
+        sum(_passes(task) * task.pass_bytes for task in tasks),
         write_bytes,
         _peak_memory(tasks, threads),
         threads,
-        _identity(request, models, tasks, shards),
+        _identity(request, models, tasks, shards, stages),
         stages,
     )
 
@@ -198,19 +202,32 @@ def _open_models(request: MergeRequest, planned: Mapping[str, Checkpoint], probl
         try:
             models[name] = open_checkpoint(reference, relative_to=near)
         except ConsilienceError as error:
-            problems.add(f"model {name!r} ({reference}): {error}")
+            text = str(error)
+            known = text.startswith((reference, repr(reference)))
+            problems.add(f"model {name!r}: {text}" if known else f"model {name!r} ({reference}): {text}")
     return models
+
+
+def _own_inputs(out: Path, models: Mapping[str, Checkpoint]) -> list[str]:
+    """Refuse an output that would replace a model it is made from."""
+    own = out.resolve()
+    files = {name: (*m.files, *(f for a in m.adapters for f in a.files)) for name, m in models.items()}
+    return [
+        f"output {out}: model {name!r} is read from there; choose another place"
+        for name, held in files.items()
+        if any(own in file.path.resolve().parents for file in held)
+    ]
 
 
 def _near(reference: str, folder: Path) -> Path:
     """Return where relative paths of a reference start: the working directory if all are there, else the recipe's."""
     paths = [part.split("@")[0] for part in reference.split("+") if not part.startswith("package:")]
-    return Path.cwd() if all((Path.cwd() / path).exists() for path in paths) else folder
+    return Path.cwd() if all(os.access(Path.cwd() / path, os.F_OK) for path in paths) else folder
 
 
 def _is_adapter(reference: str, near: Path) -> bool:
     folder = near / reference
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return os.access(folder / "adapter_config.json", os.F_OK) and not os.access(folder / "config.json", os.F_OK)
 
 
 class _Builder:
@@ -249,7 +266,7 @@ class _Builder:
             if tuple(source.shape) != shape:
                 self.problems.add(
                     f"tensor {origin.name!r}: shape {list(source.shape)} in {name!r}, {list(shape)} in "
-                    f"{origin.base[0] if origin.base else next(iter(experts))!r}"
+                    f"{origin.base[0] if origin.base else next(iter(experts))!r}; merge models of one size"
                 )
         is_float = DTYPES[lead.dtype].kind == "float"
         stored = (self.request.out_dtype or self.request.cast or lead.dtype) if is_float else lead.dtype
@@ -303,7 +320,7 @@ class _Builder:
                 f"inputs mix {mixed}; the merge is stored as {self.request.out_dtype or ' and '.join(sorted(stored))}"
                 " (the type of the base, else of the first expert, unless the recipe says otherwise)"
             )
-        self.notices.extend(self.resolver.notices)
+        self.resolver.finish()
 
 
 def cast(source: Source, dtype: str) -> Source:
@@ -336,12 +353,8 @@ def _disk_problems(out: Path, needed: int, stages: int) -> list[str]:
     return []
 
 
-def _read_bytes(tasks: tuple[TensorTask, ...]) -> int:
-    total = 0
-    for task in tasks:
-        passes = 1 if task.copy is not None or not task.numel else 1 + len(task.steps().surveys)
-        total += passes * sum(stored.nbytes for source in task.sources for stored in source.inputs())
-    return total
+def _passes(task: TensorTask) -> int:
+    return 1 if task.copy is not None or not task.numel else 1 + len(task.steps().surveys)
 
 
 def _peak_memory(tasks: tuple[TensorTask, ...], workers: int) -> int:
@@ -356,7 +369,11 @@ def _peak_memory(tasks: tuple[TensorTask, ...], workers: int) -> int:
 
 
 def _identity(
-    request: MergeRequest, models: Mapping[str, Checkpoint], tasks: tuple[TensorTask, ...], shards: tuple[Shard, ...]
+    request: MergeRequest,
+    models: Mapping[str, Checkpoint],
+    tasks: tuple[TensorTask, ...],
+    shards: tuple[Shard, ...],
+    stages: tuple[Plan, ...],
 ) -> str:
     return fingerprint(
         {
@@ -370,6 +387,7 @@ def _identity(
             ],
             "files": [[s.file, s.size] for s in shards],
             "adapter": str(request.adapter),
+            "stages": [stage.identity for stage in stages],
         }
     )
 

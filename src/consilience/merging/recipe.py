@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from consilience.errors import RecipeError
+from consilience.merging.located import load_located
 from consilience.merging.native import RECIPE_VERSION, parse_native
 from consilience.merging.request import MergeRequest
 
@@ -95,10 +96,7 @@ def load_recipe(path: str | Path, *, strict: bool = False) -> Recipe:
 
 def parse_recipe(text: str, *, origin: str = "recipe", folder: Path = Path(), strict: bool = False) -> Recipe:
     """Parse the text of a recipe; see load_recipe."""
-    try:
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin}: not valid YAML: {error}") from error
+    documents = [document.value for document in load_located(text, origin)]
     if not documents or not all(isinstance(d, dict) for d in documents):
         raise RecipeError(f"{origin}: expected a mapping with `method:` (native) or `merge_method:` (mergekit)")
     if any("merge_method" in d for d in documents):

@@ -21,7 +21,7 @@ class Resolver:
         self.request = request
         self.method = method
         self.problems = problems
-        self.notices: list[str] = []
+        self._absent: dict[tuple[str, str | None], list[str]] = {}
         self._tried: set[tuple[Any, ...]] = set()
         self._shared: set[tuple[Any, ...]] = set()
         for parameter in method.parameters.values():
@@ -51,19 +51,24 @@ class Resolver:
         )
         if value is MISSING:
             if parameter.required or parameter.name in self.request.required:
-                whose = f" of {expert!r}" if expert else ""
-                self.problems.add(
-                    f"parameters.{parameter.name}{whose}: method {self.method.name!r} requires it "
-                    f"({parameter.describe()}); none is given for tensor {origin.name!r}"
-                )
+                self._absent.setdefault((parameter.name, expert), []).append(origin.name)
                 return 0.0
             return parameter.default[0] if parameter.per_expert else parameter.default
-        whose = f" of {expert!r}" if expert else ""
-        return check_value(parameter, value, f"parameters.{parameter.name}{whose}", self.problems)
+        return parameter.check(value)[0]  # every written value was checked when the recipe was read
+
+    def finish(self) -> None:
+        """Report required parameters that no level gives to some tensor, once each."""
+        for (name, expert), tensors in self._absent.items():
+            whose = f" of {expert!r}" if expert else ""
+            more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+            self.problems.add(
+                f"parameters.{name}{whose}: method {self.method.name!r} requires it "
+                f"({self.method.parameters[name].describe()}); none is given for tensor {tensors[0]!r}{more}"
+            )
 
     def _try(self, values: dict[str, Any], order: tuple[str, ...]) -> None:
         key = (order, *values.items())
-        if self.problems or key in self._tried:
+        if self.problems or self._absent or key in self._tried:
             return
         self._tried.add(key)
         try:

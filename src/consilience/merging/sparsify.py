@@ -7,6 +7,8 @@ chained in order, each seeing what the ones before it left.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
+from math import fsum
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -75,8 +77,8 @@ class _NormSurvey:
     def __init__(self, drop: RandomDrop) -> None:
         self.drop = drop
 
-    def start(self) -> list[list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
-        return [[] for _ in self.drop.density]
+    def start(self) -> list[tuple[list[list[float]], list[list[float]]]]:
+        return [([], []) for _ in self.drop.density]
 
     def add(self, chunk: Chunk, state: Any, known: Statistics) -> None:
         deltas = chunk.deltas
@@ -90,13 +92,11 @@ class _NormSurvey:
             else:
                 kernels().block_norms(deltas[expert], whole)
                 kernels().block_norms(np.where(chunk.masks[expert], deltas[expert], 0), kept)
-            state[expert].append((whole, kept))
+            for sums, parts in zip((whole, kept), state[expert], strict=True):
+                parts.append(sums.tolist())
 
     def close(self, state: Any) -> list[tuple[float, float]]:
-        return [
-            (sum(float(x) for part, _ in parts for x in part), sum(float(x) for _, part in parts for x in part))
-            for parts in state
-        ]
+        return [(fsum(chain.from_iterable(whole)), fsum(chain.from_iterable(kept))) for whole, kept in state]
 
     def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
         for state, statistics in zip(states, known, strict=True):

@@ -65,6 +65,16 @@ class TensorTask:
         """The precision the merge computes in."""
         return working_dtype(source.dtype for source in self.sources)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return self.numel * DTYPES[self.dtype].itemsize
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes that one pass over the inputs reads."""
+        return sum(stored.nbytes for source in self.sources for stored in source.inputs())
+
     def steps(self) -> Steps:
         """Bind the method to this tensor's parameters."""
         return find_method(self.method).build(self.parameters)

@@ -40,7 +40,12 @@ def task_vector_steps(
     if majority:
         surveys.append(_MajoritySurvey(tuple(weight), chain))
     total = sum(weight)
-    divisor = total if normalize and merge_function is None and abs(total) >= 1e-8 else 1.0
+    largest = max(abs(w) for w in weight)
+    if normalize and largest and abs(total) < 1e-12 * largest:
+        raise ValueError(
+            f"weight: the weights {list(weight)} sum to 0 and cannot be normalised; change them or set normalize: false"
+        )
+    divisor = total if normalize and total else 1.0
 
     def apply(chunk: Chunk, known: Statistics) -> NDArray[Any]:
         apply_all(chain, chunk, known)

@@ -11,7 +11,6 @@ from pathlib import Path
 from consilience.checkpoints.model import Checkpoint
 from consilience.checkpoints.sources import Source
 from consilience.errors import CheckpointError, Problems, did_you_mean
-from consilience.merging.method import find_method
 from consilience.merging.request import MergeRequest
 from consilience.merging.tokenizer_files import TokenizerContent, is_tokenizer_file, read_tokenizer, tokenizer_hash
 from consilience.merging.vocabulary_align import Alignment, align
@@ -21,6 +20,7 @@ from consilience.merging.vocabulary_rows import RowMap, Rows
 __all__ = [
     "Vocabulary",
     "VocabularyPlan",
+    "is_head_name",
     "is_vocabulary_name",
     "plan_vocabulary",
     "read_vocabulary",
@@ -51,7 +51,12 @@ def is_vocabulary_name(name: str) -> bool:
     >>> [is_vocabulary_name(n) for n in ("model.embed_tokens.weight", "cls.predictions.bias", "h.0.mlp.weight")]
     [True, True, False]
     """
-    return _is_input(name) or _OUTPUT.fullmatch(name.rpartition("/")[2]) is not None
+    return _is_input(name) or is_head_name(name)
+
+
+def is_head_name(name: str) -> bool:
+    """Whether a tensor of this name belongs to an output head over the vocabulary."""
+    return _OUTPUT.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def _is_input(name: str) -> bool:
@@ -224,9 +229,8 @@ def plan_vocabulary(
 
 
 def _merged_models(request: MergeRequest) -> list[str]:
-    """Return the models that give weights, the base first."""
-    uses_base = find_method(request.method).base != "none"
-    bases = [request.base] if request.base is not None and (uses_base or request.base in request.experts) else []
+    """Return the models that give weights, the base first (without a share in the merge it gives copied tensors)."""
+    bases = [request.base] if request.base is not None else []
     slices = [name for part in request.slices or () for name in (part.base, *(s.model for s in part.sources)) if name]
     return list(dict.fromkeys((*bases, *request.experts, *slices)))
 

@@ -245,8 +245,8 @@ class _Choice:
 
     def _words(self, chosen: tuple[int, int]) -> str:
         if chosen[0] >= 0:
-            return f"from {self.models[chosen[0]]!r}"
-        return {ZERO: "zeros", AVERAGE: "the mean of the models that have them"}[chosen[0]]
+            return f"comes from {self.models[chosen[0]]!r}"
+        return {ZERO: "is zero", AVERAGE: "is the mean of the models that have it"}[chosen[0]]
 
     def notices(self, tokens: Mapping[str, int]) -> list[str]:
         """Return what was invented, model by model."""
@@ -254,9 +254,7 @@ class _Choice:
         for model, kinds in self.lacking.items():
             for words, names in kinds.items():
                 shown = ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
-                found.append(
-                    f"{model!r} has no row for {len(names)} of {len(tokens)} tokens; they are {words} ({shown})"
-                )
+                found.append(f"{model!r} has no row for {len(names)} of {len(tokens)} tokens; each {words} ({shown})")
         if self.nowhere:
             shown = ", ".join(repr(name) for name in self.nowhere[:5]) + (", ..." if len(self.nowhere) > 5 else "")
             found.append(f"no model has a row for {len(self.nowhere)} token(s), which become zeros ({shown})")

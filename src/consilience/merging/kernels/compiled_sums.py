@@ -43,8 +43,9 @@ def _random_bits(low_key: Any, high_key: Any, start: int, out: Any) -> None:
         part = out[done : done + min(out.size - done, 0x100000000 - low)]
         index = np.uint32(low)
         for j in range(part.size):
-            x = np.uint32(_mix(np.uint32(np.uint32(index + np.uint32(j)) ^ low_key)) ^ high_key)
+            x = np.uint32(_mix(np.uint32(index ^ low_key)) ^ high_key)
             part[j] = _mix(np.uint32(x + fold))
+            index = np.uint32(index + np.uint32(1))
         done += part.size
 
 

@@ -33,7 +33,9 @@ def linear(weight: PerExpert[float] = each(1.0), normalize: bool = True) -> Step
     """
     total = sum(weight)
     if normalize and abs(total) < 1e-12 * max(1.0, *(abs(w) for w in weight)):
-        raise ValueError(f"weight: the weights {list(weight)} sum to 0 and cannot be normalised")
+        raise ValueError(
+            f"weight: the weights {list(weight)} sum to 0 and cannot be normalised; change them or set normalize: false"
+        )
     shares = [w / total for w in weight] if normalize else list(weight)
 
     def apply(chunk: Chunk, known: Statistics) -> NDArray[Any]:

@@ -1,0 +1,73 @@
+"""The application: its verbs, and how errors reach the user."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import consilience
+from consilience.cli import demo, evaluate, inspect, merge, methods, plan, train
+from consilience.errors import ConsilienceError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="consilience",
+    help="Turn many expert models into one better system, and prove it.",
+    epilog="Exit codes: 0 done, 1 the work failed, 2 the request was wrong.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command("merge")(merge.merge)
+app.command("plan")(plan.plan)
+app.command("inspect")(inspect.inspect)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+app.command("methods")(methods.methods)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"consilience {consilience.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        app(args=list(arguments), prog_name="consilience", standalone_mode=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except ConsilienceError as error:
+        return _failed(str(error), type(error).__name__, error.exit_code, arguments)
+    except KeyboardInterrupt:
+        print("consilience: interrupted; run the same command again to resume", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except OSError as error:  # a path of the request: what fails while working is a StorageError
+        return _failed(f"{error.filename}: {error.strerror}", type(error).__name__, 2, arguments)
+    return 0
+
+
+def _failed(message: str, kind: str, code: int, arguments: Sequence[str]) -> int:
+    if "--json" in arguments:
+        print(json.dumps({"error": message, "kind": kind, "exit_code": code}, ensure_ascii=False))
+    print(f"consilience: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,72 @@
+"""`consilience train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consilience.cli.output import show_json, show_table
+
+
+def train(
+    base: Annotated[str, typer.Option(help="Encoder to start from: a folder, package:..., org/name, base+adapter.")],
+    data: Annotated[Path, typer.Option(help="Dataset folder: corpus, queries and qrels as parquet.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the expert to.")],
+    method: Annotated[str, typer.Option(help="lora (a PEFT adapter) or full (a whole model).")] = "lora",
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
+    alpha: Annotated[float, typer.Option(help="The adapter is scaled by alpha / rank.")] = 32.0,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 180,
+    batch: Annotated[int, typer.Option(help="Pairs per step.")] = 32,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 5e-4 for lora, 2e-5 for full.")] = None,
+    schedule: Annotated[str, typer.Option(help="linear (to zero) or constant, after the warm-up.")] = "linear",
+    max_tokens: Annotated[int, typer.Option(help="Longest input.")] = 64,
+    seed: Annotated[int, typer.Option(help="Order of the data and first adapter.")] = 0,
+    checkpoints: Annotated[
+        list[int] | None, typer.Option("--checkpoint", help="Also keep the expert after this step (repeatable).")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Datasets whose dev and test queries must not be trained on (repeatable).")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the data, for the record.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads on a CPU.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Stop after this many seconds; run again to resume.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Fine-tune an encoder on a dataset's train split. The same command resumes after an interruption."""
+    from consilience.core.jobs import Budget
+    from consilience.training import train_encoder
+
+    record = train_encoder(
+        base,
+        data,
+        out,
+        method=method,
+        rank=rank,
+        alpha=alpha,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        max_tokens=max_tokens,
+        seed=seed,
+        checkpoints=tuple(checkpoints or ()),
+        against=tuple(against or ()),
+        licence=licence,
+        device=device,
+        threads=threads,
+        budget=Budget(wall_seconds=budget) if budget is not None else None,
+        progress=False if as_json else None,
+    )
+    if as_json:
+        show_json(record)
+        return
+    dev = record["dev"]
+    rows = [
+        ("steps", f"{steps} of {batch} pairs"),
+        ("dev nDCG@10", f"{dev['base']:.1f} (base) -> {dev['expert']:.1f} (expert)"),
+        ("record", out / "expert.json"),
+    ]
+    show_table(str(out), ("", ""), rows)

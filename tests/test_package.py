@@ -1,0 +1,54 @@
+"""The public surface, the price of importing it, and every example in a docstring."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import consilience
+
+MODULES = [m.name for m in pkgutil.walk_packages(consilience.__path__, "consilience.") if not m.name.endswith("__main__")]
+
+
+def test_public_names_are_pinned():
+    assert consilience.__all__ == [
+        "__version__",
+        "ConsilienceError",
+        "Plan",
+        "Recipe",
+        "RetrievalData",
+        "Suite",
+        "evaluate",
+        "load_encoder",
+        "load_recipe",
+        "merge_state_dicts",
+        "methods",
+        "open_checkpoint",
+        "train_encoder",
+    ]
+    for name in consilience.__all__:
+        assert getattr(consilience, name) is not None
+    assert set(dir(consilience)) == set(consilience.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        consilience.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "statement", ["import consilience", "from consilience.cli.app import app", "import consilience.merging.plan"]
+)
+def test_start_up_imports_nothing_heavy(statement):
+    heavy = "torch transformers peft pandas pyarrow numba scipy sklearn huggingface_hub ir_measures"
+    code = f"import sys; {statement}; print(*[m for m in {heavy.split()!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
