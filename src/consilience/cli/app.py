@@ -15,6 +15,8 @@ from consilience.errors import ConsilienceError
 
 __all__ = ["app", "run"]
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="consilience",
     help="Turn many expert models into one better system, and prove it.",
@@ -53,12 +55,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="consilience", standalone_mode=True)
     except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            return _failed("interrupted; run the same command again to resume", "KeyboardInterrupt", 1, arguments)
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except ConsilienceError as error:
         return _failed(str(error), type(error).__name__, error.exit_code, arguments)
-    except KeyboardInterrupt:
-        print("consilience: interrupted; run the same command again to resume", file=sys.stderr)
-        return 1
     except BrokenPipeError:
         return 1
     except OSError as error:  # a path of the request: what fails while working is a StorageError

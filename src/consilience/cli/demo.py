@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from consilience.cli.output import note, show_json
+from consilience.cli.output import note, show_evaluation, show_json
 
 
 def demo(
@@ -23,9 +23,7 @@ def demo(
     if as_json:
         show_json({"report": str(result.report), **result.evaluation.summary()})
         return
-    from rich.console import Console
-
-    Console(width=None if Console().is_terminal else 160).print(result.evaluation.to_table())
+    show_evaluation(result.evaluation.to_table())
     print(result.evaluation.claim())
     print(f"merging took {result.merge_seconds:.0f} s, everything {result.cpu_seconds:.0f} CPU s")
     print(f"report: {result.report.resolve().as_uri()}")

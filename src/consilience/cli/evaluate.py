@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from consilience.cli.output import note, show_json
+from consilience.cli.output import note, show_evaluation, show_json
 from consilience.errors import Problems, RequestError
 
 
 def evaluate(
     suite: Annotated[Path, typer.Argument(help="A suite.yml, a folder of datasets, or a folder with a suite.yml.")],
-    model: Annotated[list[str], typer.Option("--model", "-m", help="NAME=MODEL or MODEL (repeatable).")],
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="NAME=MODEL or MODEL (repeatable).")] = None,
     base: Annotated[str | None, typer.Option(help="Model to compare with (NAME=MODEL or a name).")] = None,
     expert: Annotated[list[str] | None, typer.Option("--expert", "-e", help="Expert, NAME=MODEL (repeatable).")] = None,
     split: Annotated[str | None, typer.Option(help="Split to measure on (default: the suite's).")] = None,
@@ -29,10 +29,12 @@ def evaluate(
     from consilience.data.suite import Suite
 
     problems = Problems()
-    models = _named([*([base] if base and "=" in base else []), *(expert or []), *model], problems)
+    models = _named([*([base] if base and "=" in base else []), *(expert or []), *(model or [])], problems)
     experts = list(_named(expert or [], problems))
-    first = base.split("=")[0] if base else next(iter(models))
-    problems.raise_if_any(RequestError, "consilience eval")
+    if not models:
+        problems.add("no model is given; name one with --model NAME=MODEL or --base NAME=MODEL")
+    first = base.split("=")[0] if base else next(iter(models), "")
+    problems.raise_if_any(RequestError, "eval")
     caps = {key: value for key, value in (("queries", queries), ("documents", documents)) if value is not None}
     opened = Suite.open(suite, **caps)
     done = measure(
@@ -51,9 +53,7 @@ def evaluate(
     if as_json:
         show_json(done.summary())
         return
-    from rich.console import Console
-
-    Console(width=None if Console().is_terminal else 160).print(done.to_table())
+    show_evaluation(done.to_table())
     print(done.claim())
 
 

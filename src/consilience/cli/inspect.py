@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,22 +27,25 @@ def inspect(
         from consilience.merging.comparison import compare_models
 
         comparison = compare_models(opened, open_checkpoint(base) if base else None, per_layer=layers)
+        tables = comparison.pop("tables")
         result["comparison"] = comparison
     if as_json:
         show_json(result)
         return
     for facts in described:
-        show_table(str(facts.pop("reference", "")), ("", ""), [(k, _text(k, v)) for k, v in facts.items()])
+        show_table(str(facts.pop("reference", "")), ("", ""), [(k, _text(k, v)) for k, v in facts.items() if v])
     if len(opened) > 1 or base:
-        for title, columns, rows in comparison["tables"]:
+        for title, columns, rows in tables:
             show_table(title, columns, rows, right=range(1, len(columns)))
 
 
 def _text(key: str, value: object) -> str:
+    if key == "files" and isinstance(value, list):
+        return ", ".join(f"{Path(file['path']).name} {amount(file['bytes'])}" for file in value)
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {_text('', v)}" for k, v in value.items())
+        return ", ".join(f"{k} {_text(k, v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(_text("", v) for v in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return amount(value) if "bytes" in key else f"{value:,}"
     return str(value)

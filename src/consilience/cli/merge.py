@@ -33,6 +33,9 @@ def merge(
     if as_json:
         show_json({"out": str(result.out), "resumed": result.resumed, **result.manifest})
         return
+    spent = f"{result.seconds:.1f} s ({result.cpu_seconds:.1f} CPU s)"
+    if result.resumed:
+        spent = f"{spent}, resumed" if result.seconds else "none: it is there already, made by an earlier run"
     size = sum(entry["bytes"] for entry in result.manifest["files"])
     rows = [
         ("method", result.manifest["method"]),
@@ -40,7 +43,7 @@ def merge(
         ("parameters", f"{result.manifest['parameters']:,}"),
         ("written", f"{amount(size)} in {len(result.manifest['files'])} file(s), verified"),
         ("checksum", result.manifest["checksum"]),
-        ("time", f"{result.seconds:.1f} s ({result.cpu_seconds:.1f} CPU s)" + (", resumed" if result.resumed else "")),
+        ("time", spent),
     ]
     if result.error is not None:
         rows.append(("truncation error", f"{result.error:.2%} of the merged task vector"))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["amount", "note", "show_json", "show_table"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["amount", "note", "show_evaluation", "show_json", "show_table"]
 
 
 def show_json(value: Any) -> None:
@@ -22,7 +25,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", header_style="bold")
+        table = Table(title=title, title_justify="left", header_style="bold", show_header=any(columns))
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index in right else "left", overflow="fold")
         for row in cells:
@@ -30,10 +33,22 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         Console().print(table)
         return
     print(title)
-    widths = [max(len(r[i]) for r in [list(columns), *cells]) for i in range(len(columns))]
-    for row in [list(columns), *cells]:
+    lines = [list(columns), *cells] if any(columns) else cells
+    widths = [max((len(line[i]) for line in lines), default=0) for i in range(len(columns))]
+    for row in lines:
         padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         print("  ".join(padded).rstrip())
+    print()
+
+
+def show_evaluation(table: Table) -> None:
+    """Print the table of an evaluation; without frames where standard output is not a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console, table.box = Console(width=160), None
+    console.print(table)
 
 
 def note(message: str) -> None:

@@ -21,6 +21,15 @@ def train(
     batch: Annotated[int, typer.Option(help="Pairs per step.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 5e-4 for lora, 2e-5 for full.")] = None,
     schedule: Annotated[str, typer.Option(help="linear (to zero) or constant, after the warm-up.")] = "linear",
+    warmup: Annotated[float, typer.Option(help="Share of the steps over which the learning rate rises.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 0.01,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Cosines are multiplied by this in the loss.")] = 20.0,
+    dropout: Annotated[bool, typer.Option("--dropout", help="Use the base model's own dropout.")] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Ending of linear layers to adapt (repeatable; default: all in layers).")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of the written weights.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest input.")] = 64,
     seed: Annotated[int, typer.Option(help="Order of the data and first adapter.")] = 0,
     checkpoints: Annotated[
@@ -50,6 +59,13 @@ def train(
         batch=batch,
         learning_rate=learning_rate,
         schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        scale=scale,
+        dropout=dropout,
+        targets=tuple(target) if target else None,
+        dtype=dtype,
         max_tokens=max_tokens,
         seed=seed,
         checkpoints=tuple(checkpoints or ()),
@@ -64,9 +80,12 @@ def train(
         show_json(record)
         return
     dev = record["dev"]
+    measured = "not measured: the dataset has no dev split"
+    if dev["expert"] is not None:
+        measured = f"{dev['base']:.1f} (base) -> {dev['expert']:.1f} (expert)"
     rows = [
         ("steps", f"{steps} of {batch} pairs"),
-        ("dev nDCG@10", f"{dev['base']:.1f} (base) -> {dev['expert']:.1f} (expert)"),
+        ("dev nDCG@10", measured),
         ("record", out / "expert.json"),
     ]
     show_table(str(out), ("", ""), rows)

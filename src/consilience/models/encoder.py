@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from consilience.core.executor import run_tasks
 from consilience.core.hashing import file_xxh3, fingerprint
 from consilience.core.progress import Progress
 from consilience.errors import RequestError, did_you_mean
@@ -25,6 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["DenseEncoder"]
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+
+
+@contextmanager
+def _one_thread_per_batch(parallel: bool) -> Iterator[int]:
+    """Give each batch one thread of its own; splitting small matrices over threads costs 1.5 to 3 times the CPU."""
+    before = torch.get_num_threads()
+    if not parallel or before == 1:
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 class DenseEncoder:
@@ -216,11 +232,18 @@ class DenseEncoder:
         budget = batch_tokens or _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cuda"])
         training = self.stack.training
         self.stack.eval()
-        with torch.inference_mode():
-            for rows in length_sorted_batches(tokens.lengths, budget):
+
+        def one(rows: NDArray[np.int64]) -> None:
+            with torch.inference_mode():
                 out[rows] = self.forward(tokens, parameters, rows=rows).cpu().numpy()
-                if progress is not None:
-                    progress.advance(len(rows))
+            if progress is not None:
+                progress.advance(len(rows))
+
+        # substituted parameters are put into the modules for the time of a call, so only one call may run
+        parallel = self.device.type == "cpu" and parameters is None
+        with _one_thread_per_batch(parallel) as workers:
+            for _ in run_tasks(one, list(length_sorted_batches(tokens.lengths, budget)), workers=workers):
+                pass
         self.stack.train(training)
         return out
 
