@@ -13,7 +13,7 @@ _PUBLIC = {
     "Plan": "consilience.merging",
     "load_recipe": "consilience.merging",
     "merge_state_dicts": "consilience.merging",
-    "methods": "consilience.merging",
+    "methods": "consilience.merging.catalogue",
     "open_checkpoint": "consilience.checkpoints",
     "load_encoder": "consilience.models",
     "Suite": "consilience.data",

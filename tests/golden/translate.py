@@ -16,6 +16,7 @@ MERGEKIT = "arcee-ai/mergekit"
 TIES = "prateeky2806/ties-merging"
 MERGELM = "yule-BUAA/MergeLM"
 EMR = "harveyhuang18/EMR_Merging"
+BREADCRUMBS = "rezazzr/breadcrumbs"
 
 
 class Untranslated(Exception):
@@ -63,6 +64,11 @@ def mean_of_experts(value: str, experts: int) -> dict[str, Any]:
     return {"task_arithmetic": {}, "ties_merging": {"merge_function": "mean"}}[value]
 
 
+def also(name: str, **ours: Any) -> Rule:
+    """Our parameter of that name takes the value as it is, and the reference implies values of others of ours."""
+    return lambda value, experts: {name: value, **ours}
+
+
 def plain(*names: str) -> dict[str, Rule]:
     return {name: same(name) for name in names}
 
@@ -105,7 +111,6 @@ TABLE: Mapping[tuple[str, str], Translation] = {
         {**plain("weight", "density", "lambda"), "normalize": MERGE_FUNCTION, "rescale": RESCALE}, masks=True
     ),
     ("dare_ties", MERGELM): Translation({**DARE, "param_value_mask_rate": same("trim")}, masks=True),
-    # Methods that come later; their parameters are called as mergekit calls them.
     ("nuslerp", MERGEKIT): Translation(plain("weight", "nuslerp_flatten", "nuslerp_row_wise")),
     ("multislerp", MERGEKIT): Translation(plain("weight", "normalize_weights", "eps")),
     ("karcher", MERGEKIT): Translation(plain("max_iter", "tol")),
@@ -116,13 +121,30 @@ TABLE: Mapping[tuple[str, str], Translation] = {
         {**plain("weight", "density", "lambda", "epsilon", "normalize"), "rescale": RESCALE}, masks=True
     ),
     ("breadcrumbs", MERGEKIT): Translation(
-        {**plain("weight", "density", "lambda", "gamma", "normalize"), "rescale": fixed(False)}
+        {
+            **plain("weight", "density", "lambda", "normalize"),
+            "gamma": also("gamma", definition="mergekit"),
+            "rescale": fixed(False),
+        }
+    ),
+    ("breadcrumbs", BREADCRUMBS): Translation(
+        {
+            "beta": same("density"),
+            "gamma": same("gamma"),
+            "alpha": same("lambda"),
+            "remove_first": choose("definition", {True: "official", False: "keep_first"}),
+        }
     ),
     ("breadcrumbs_ties", MERGEKIT): Translation(
-        {**plain("weight", "density", "lambda", "gamma"), "normalize": MERGE_FUNCTION, "rescale": fixed(False)}
+        {
+            **plain("weight", "density", "lambda"),
+            "gamma": also("gamma", definition="mergekit"),
+            "normalize": MERGE_FUNCTION,
+            "rescale": fixed(False),
+        }
     ),
-    ("model_stock", MERGEKIT): Translation(plain("filter_wise")),
-    ("sce", MERGEKIT): Translation({"select_topk": same("select_topk"), "int8_mask": without_effect}),
+    ("model_stock", MERGEKIT): Translation({"filter_wise": also("filter_wise", guard="absolute")}),
+    ("sce", MERGEKIT): Translation({"select_topk": also("select_topk", guard="absolute"), "int8_mask": without_effect}),
     ("emr", EMR): Translation({}),
 }
 

@@ -5,15 +5,21 @@ import numpy as np
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method
 
+NARROW = {"eps": (0.0, 1e-6), "tol": (1e-9, 1e-5), "epsilon": (0.0, 0.25)}
+"""Ranges of parameters that mean something only when small; densities then stay within 0.3 to 0.7."""
+
 
 def sample_parameters(method, experts, seed):
     """Random valid parameters for a method, read from its signature."""
     rng = np.random.default_rng(seed)
     values = {}
-    for name, parameter in find_method(method).parameters.items():
+    parameters = find_method(method).parameters
+    for name, parameter in parameters.items():
         count = len(experts) if parameter.per_expert else 1
 
-        def draw(parameter=parameter):
+        def draw(name=name, parameter=parameter):
+            if name in NARROW or (name == "density" and "epsilon" in parameters):
+                return float(rng.uniform(*NARROW.get(name, (0.3, 0.7))))
             if parameter.choices:
                 return parameter.choices[rng.integers(len(parameter.choices))]
             if parameter.kind is bool:
@@ -98,6 +104,8 @@ def check_scale(method, shapes, seed, dtype):
     experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
     base, models = make_models(shapes, experts, seed, dtype)
     values = sample_parameters(method, experts, seed)
+    if "guard" in values:
+        values["guard"] = "relative"  # the published guards are absolute
     one = merge_state_dicts(method, base, models, seed=seed, **values)
     twice = merge_state_dicts(
         method,

@@ -270,3 +270,13 @@ def test_plan_reads_no_weights_and_says_what_it_would_do(tmp_path):
     size = sum(t.numel() * 4 for t in read_weights(folders["a"]).values())
     assert facts["read_bytes"] == 3 * 4 * size
     assert facts["write_bytes"] > size and json.dumps(facts)
+
+
+def test_what_a_method_warns_of_becomes_a_notice(tmp_path, recwarn):
+    base = {"w": torch.zeros(8)}
+    for name, value in (("base", base["w"]), ("a", torch.ones(8)), ("b", torch.tensor([-1.0, 1, -1, 0, -1, 0, -1, 0]))):
+        write_model(tmp_path / name, {"w": value})
+    experts = {n: str(tmp_path / n) for n in "ab"}
+    result = Recipe(method="model_stock", base=str(tmp_path / "base"), experts=experts).run(tmp_path / "out")
+    assert any("oppose each other" in notice for notice in result.notices)
+    assert result.manifest["notices"] == list(result.notices) and not recwarn.list

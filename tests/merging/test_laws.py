@@ -10,6 +10,8 @@ from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method, method_names
 from tests.merging.laws import CHECKS, make_models, same_bytes, sample_parameters
 
+pytestmark = pytest.mark.filterwarnings("ignore:breadcrumbs:UserWarning", "ignore:model_stock:UserWarning")
+
 SHAPES = st.dictionaries(
     st.sampled_from(["a.weight", "b.weight", "layers.0.w", "layers.1.w"]),
     st.lists(st.integers(0, 9), min_size=0, max_size=3).map(tuple),

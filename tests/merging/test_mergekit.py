@@ -6,17 +6,20 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consilience.errors import RecipeError
+from consilience.merging import Plan, load_recipe
 from consilience.merging.mergekit import parse_mergekit
 from consilience.merging.mergekit_methods import METHODS, REQUIRED, known_methods, row_of
 from consilience.merging.mergekit_references import ReferenceFault, model_names, parse_reference
 from consilience.merging.method import find_method, method_names
 from consilience.merging.parameters import MISSING
 from consilience.merging.request import MergeRequest, Slice, SliceSource, TokenizerRule, TokenRule
+from tests.merging.checkpoints import llama_tensors, read_weights, write_model
 
 
 def parse(text: str, *, strict: bool = False) -> MergeRequest:
@@ -359,6 +362,72 @@ def test_anchors_and_merge_keys() -> None:
         """
     )
     assert value(request, "weight", "b") == 0.25
+
+
+# plans
+
+
+def folders(root: Path, *names: str) -> dict[str, dict[str, torch.Tensor]]:
+    made = {}
+    for seed, name in enumerate(names):
+        made[name] = llama_tensors(seed)
+        write_model(root / name, made[name])
+    return made
+
+
+def planned(root: Path, text: str) -> Plan:
+    (root / "recipe.yml").write_text(dedent(text))
+    return load_recipe(root / "recipe.yml").plan()
+
+
+def test_gradient_reaches_every_layer_of_a_model(tmp_path: Path) -> None:
+    folders(tmp_path, "a", "b")
+    plan = planned(
+        tmp_path,
+        """
+        merge_method: linear
+        models:
+        - model: a
+          parameters:
+            weight: [{filter: mlp, value: [1, 0.2, 0.6]}, {filter: nothere, value: 1}, {value: 1}]
+        - {model: b, parameters: {weight: 0.5}}
+        """,
+    )
+    weights = {t.name: t.parameters["weight"][0] for t in plan.tasks}
+    layers = [weights[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(4)]
+    assert layers == pytest.approx([1.0, 1.0 + 2 / 3 * (0.2 - 1.0), 0.2 + 1 / 3 * (0.6 - 0.2), 0.6])
+    assert weights["lm_head.weight"] == weights["model.layers.3.self_attn.q_proj.weight"] == 1
+    assert "parameters.weight of 'a': the filter 'nothere' matches no tensor" in plan.notices
+
+
+def test_a_weight_that_no_filter_gives_is_an_error_naming_the_tensor(tmp_path: Path) -> None:
+    folders(tmp_path, "a")
+    text = "merge_method: linear\nmodels: [{model: a, parameters: {weight: {filter: mlp, value: 1}}}]"
+    with pytest.raises(RecipeError, match=r"weight of 'a': method 'linear' requires it .* for tensor 'lm_head.weight'"):
+        planned(tmp_path, text)
+
+
+def test_a_model_can_be_base_of_one_slice_and_expert_of_another(tmp_path: Path) -> None:
+    models = folders(tmp_path, "a", "b")
+    (tmp_path / "recipe.yml").write_text(
+        dedent(
+            """
+            merge_method: task_arithmetic
+            slices:
+            - base_model: a
+              sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]
+            - base_model: b
+              sources: [{model: a, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}]
+            parameters: {weight: 0.25, normalize: true}
+            dtype: float32
+            """
+        )
+    )
+    load_recipe(tmp_path / "recipe.yml").run(tmp_path / "out", progress=False)
+    merged = read_weights(tmp_path / "out")
+    for layer, expert in ((0, "b"), (3, "a")):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        torch.testing.assert_close(merged[name], models[expert][name])
 
 
 # warnings

@@ -268,6 +268,18 @@ EMPTY = "version: 1\nmethod: linear\n"
         (recipe({"a": "a"}, "slerp"), ["parameters.t: method 'slerp' requires it (a number between 0 and 1); none"]),
         (recipe({"a": "a"}, more="tensors: {copy: '*.encoder.*'}"), ["pattern '*.encoder.*' matches no tensor"]),
         (recipe({"a": "a"}, more="dtype: int8"), ["dtype: 'int8' is not a float type; use float32, float16, bfloat16"]),
+        (
+            recipe({"a": "a"}, more="chat_template: chatlm"),
+            ["'chatlm' is neither Jinja", "did you mean 'chatml'?"],
+        ),
+        (
+            recipe({"a": "a"}, more="tokenizer: aa"),
+            ["tokenizer.source: 'aa' is no model of", "did you mean 'a'?"],
+        ),
+        (
+            recipe({"a": "a"}, more="tokenizer: {tokens: {w1: {model: bse}}}"),
+            ["tokenizer.tokens.w1: 'bse' is no model of this merge; did you mean 'base'?"],
+        ),
         ("version: [1", ["not valid YAML"]),
         ("- a", ["expected a mapping with `method:` (native) or `merge_method:` (mergekit)"]),
         ("", ["expected a mapping with `method:` (native) or `merge_method:` (mergekit)"]),
@@ -313,6 +325,7 @@ def test_an_output_that_is_not_ours(models, capsys):
     says(refused(capsys, recipe({"a": "a"}), "--out", "mine"), "not empty and was not made by consilience", "choose")
     says(refused(capsys, None, "--out", "file"), "output file: exists and is not a folder; choose another place")
     says(refused(capsys, None, "--out", "file/out"), "output file/out: file")
+    says(refused(capsys, None, "--out", "."), "output .: cannot be replaced as a whole; name a folder in it")
     assert Path("mine/thesis.txt").read_text() == "years of work"
 
 

@@ -307,14 +307,24 @@ def test_any_range_of_rows_equals_the_gathered_matrix(data: st.DataObject) -> No
 
 
 def test_consecutive_rows_are_read_at_once_and_others_not_at_all() -> None:
-    recorded = Recorded(source(1000, 4))
-    order = np.r_[500:600, 10:20]
+    recorded = Recorded(source(100_000, 4))
+    order = np.r_[50_000:50_100, 10:20]
     rows = Rows((recorded,), RowMap(np.zeros(110, np.int32), order), "F32", (110, 4))
     rows.read(4, 396, np.empty(392))
-    assert recorded.reads == [(2004, 2396)]
+    assert recorded.reads == [(200_004, 200_396)]
     recorded.reads.clear()
     rows.read(0, 440, np.empty(440))
-    assert sorted(recorded.reads) == [(40, 80), (2000, 2400)]
+    assert recorded.reads == [(40, 80), (200_000, 200_400)]
+
+
+def test_scattered_rows_are_read_in_bounded_stretches() -> None:
+    recorded = Recorded(source(60_000, 8))
+    order = np.random.default_rng(0).permutation(60_000)[:20_000]
+    rows = Rows((recorded,), RowMap(np.zeros(20_000, np.int32), order), "F32", (20_000, 8))
+    out = np.empty(160_000)
+    rows.read(0, 160_000, out)
+    assert len(recorded.reads) == 4 and max(stop - start for start, stop in recorded.reads) <= 1 << 17
+    np.testing.assert_array_equal(out.reshape(-1, 8), recorded.inner.raw.reshape(-1, 8)[order])
 
 
 def test_shuffled_neighbours_are_read_in_one_go() -> None:
@@ -478,6 +488,17 @@ def test_sentencepiece_models_are_compared_by_hash(tmp_path: Path) -> None:
     for keys in ({}, {"tokenizer": "union"}):
         with pytest.raises(RecipeError, match="only a sentencepiece model"):
             Recipe(method="linear", experts=experts, **keys).plan()
+
+
+def test_one_sentencepiece_model_beside_a_tokenizer_json_is_the_same(tmp_path: Path) -> None:
+    folders = family(tmp_path, FIRST, FIRST)
+    for folder in folders:
+        (folder / "tokenizer.model").write_text("same")
+    (folders[0] / "tokenizer.json").unlink()
+    assert Recipe(method="linear", experts=[str(folder) for folder in folders]).plan().tasks
+    (folders[0] / "tokenizer.model").write_text("other")
+    with pytest.raises(RecipeError, match="cannot be compared"):
+        Recipe(method="linear", experts=[str(folder) for folder in folders]).plan()
 
 
 def test_a_model_without_tokenizer_takes_the_leads_where_rows_agree(tmp_path: Path) -> None:

@@ -104,9 +104,11 @@ class Evaluation:
                 return row
         raise DataError(f"evaluation: no row {name!r}{did_you_mean(name, self.names)}")
 
-    def n(self, domain: str | None = None) -> int:
-        """Return the number of queries of a domain, or of all."""
-        return len(self.queries[domain]) if domain else sum(map(len, self.queries.values()))
+    def n(self, domain: str | None = None, name: str | None = None) -> int:
+        """Return the number of queries of a domain, or of all; with `name`, only of those measured for that row."""
+        domains = [domain] if domain else self.domains
+        scored = self.domains if name is None else self.row(name).scores
+        return sum(len(self.queries[key]) for key in domains if key in scored)
 
     def failed(self, name: str) -> int:
         """Return the number of domains in which a row could not be measured."""
@@ -148,8 +150,14 @@ class Evaluation:
         return means
 
     def best(self, kinds: Sequence[Kind], domain: str | None = None) -> str | None:
-        """Return the name of the row of these kinds with the highest score, the first one on ties."""
-        values = {row.name: self.value(row.name, domain) for row in self.rows if row.kind in kinds}
+        """Return the name of the row of these kinds with the highest score, the first one on ties.
+
+        In the mean, rows with failed domains count only when there are no others: their means are not comparable.
+        """
+        rows = [row for row in self.rows if row.kind in kinds]
+        if domain is None:
+            rows = [row for row in rows if not row.failures] or rows
+        values = {row.name: self.value(row.name, domain) for row in rows}
         known = {name: value for name, value in values.items() if not math.isnan(value)}
         return max(known, key=known.__getitem__) if known else None
 
@@ -185,7 +193,7 @@ class Evaluation:
                 **{
                     domain or MEAN: {
                         "value": _number(self.value(row.name, domain)),
-                        "n": self.n(domain),
+                        "n": self.n(domain, row.name),
                         **{
                             f"{part}_to_base" if part == "difference" else part: _number(number)
                             for part, number in self.difference(row.name, domain)._asdict().items()

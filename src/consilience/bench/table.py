@@ -13,19 +13,19 @@ from consilience.bench.bootstrap import Difference
 if TYPE_CHECKING:
     from consilience.bench.evaluation import Evaluation
 
-__all__ = ["build_table", "oracle_label", "signed"]
+__all__ = ["PARTIAL_WORDS", "build_table", "oracle_label", "partial_mark", "signed"]
 
 
 def signed(value: float) -> str:
-    """Return points with their sign and one decimal, never "-0.0".
+    """Return points with their sign and one decimal, 0.0 without one.
 
-    >>> signed(3.14), signed(-0.01), signed(float("nan"))
-    ('+3.1', '0.0', '–')
+    >>> signed(3.14), signed(-3.14), signed(-0.01), signed(float("nan"))
+    ('+3.1', '−3.1', '0.0', '–')
     """
     if math.isnan(value):
         return "–"
     text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def oracle_label(chosen_on: str | None, split: str) -> str:
@@ -33,6 +33,14 @@ def oracle_label(chosen_on: str | None, split: str) -> str:
     if chosen_on == split:
         return f"best of base and experts per domain, chosen on {split} itself: an upper bound"
     return f"best of base and experts per domain, chosen on {chosen_on}"
+
+
+PARTIAL_WORDS = "† mean over the domains that did not fail; its difference is over the same domains of both models."
+
+
+def partial_mark(evaluation: Evaluation, name: str, domain: str | None) -> str:
+    """Return "†" for a mean that leaves out failed domains."""
+    return "†" if domain is None and evaluation.failed(name) else ""
 
 
 def build_table(evaluation: Evaluation, *, to: str | None = None) -> Table:
@@ -57,6 +65,9 @@ def build_table(evaluation: Evaluation, *, to: str | None = None) -> Table:
     lines = [f"Second line: paired difference to {reference}; * = its 95% interval excludes 0."]
     if evaluation.oracle_chosen_on:
         lines.append(f"oracle: {oracle_label(evaluation.oracle_chosen_on, evaluation.split)}.")
+    if any(row.failures for row in evaluation.rows):
+        lines.append(PARTIAL_WORDS)
+        lines += [f"{r.name}: mean over n={evaluation.n(None, r.name)}" for r in evaluation.rows if r.failures]
     lines += [f"{row.name}, {domain} failed: {why}" for row in evaluation.rows for domain, why in row.failures.items()]
     table.caption = Text("\n".join([*lines, *evaluation.notes]))
     table.caption_justify = "left"
@@ -65,7 +76,7 @@ def build_table(evaluation: Evaluation, *, to: str | None = None) -> Table:
 
 def _cell(evaluation: Evaluation, name: str, domain: str | None, reference: str) -> Text:
     value = evaluation.value(name, domain)
-    text = Text("failed" if math.isnan(value) else f"{value:.1f}")
+    text = Text("failed" if math.isnan(value) else f"{value:.1f}" + partial_mark(evaluation, name, domain))
     if name == reference or math.isnan(value):
         return text
     gain = evaluation.difference(name, domain, to=reference)

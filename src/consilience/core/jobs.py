@@ -44,7 +44,7 @@ class Budget:
 
 def partial_folder(out: Path) -> Path:
     """Return the folder that holds the state of the job that makes `out`."""
-    return out.with_name(out.name + ".partial")
+    return out.parent / f"{out.name}.partial"
 
 
 def check_output(out: Path) -> list[str]:
@@ -56,6 +56,8 @@ def check_output(out: Path) -> list[str]:
 
 
 def _output_problems(out: Path) -> list[str]:
+    if out.name in ("", ".."):
+        return [f"output {out}: cannot be replaced as a whole; name a folder in it, such as {out / 'merged'}"]
     problems = []
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         problems.append(f"output {out}: exists and is not a folder; choose another place")

@@ -10,7 +10,6 @@ _PUBLIC = {
     "load_recipe": "consilience.merging.recipe",
     "Plan": "consilience.merging.plan",
     "merge_state_dicts": "consilience.merging.memory",
-    "methods": "consilience.merging.catalogue",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -59,9 +59,14 @@ def adapter_tensors(output: AdapterOutput, tasks: Sequence[TensorTask]) -> list[
         raise RecipeError(
             "output.adapter: no expert is an adapter of the base (`base+adapter`); write the merged model instead"
         )
-    odd = [task.name for task in chosen if len(task.shape) != 2 or task.base is None]
+    if chosen[0].base is None:
+        raise RecipeError(
+            f"output.adapter: method {chosen[0].method!r} does not change a base, and a change is what an adapter "
+            "holds; name a base and use a method on task vectors (task_arithmetic with normalize: true averages)"
+        )
+    odd = [task.name for task in chosen if len(task.shape) != 2]
     if odd:
-        raise RecipeError(f"output.adapter: only matrices with a base can be re-factored, found {', '.join(odd[:5])}")
+        raise RecipeError(f"output.adapter: only matrices can be re-factored, found {', '.join(odd[:5])}")
     tensors = []
     for task in chosen:
         rank = min(output.rank, *task.shape)

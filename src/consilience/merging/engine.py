@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,9 @@ def run_plan(
             run_plan(stage, budget=budget, progress=progress, chunk=chunk)
         run = _Run(plan, job, chunk)
         total = plan.read_bytes + plan.write_bytes
-        with Progress(total, "B", f"merging ({plan.request.method})", enabled=progress) as bar:
+        with Progress(total, "B", f"merging ({plan.request.method})", enabled=progress) as bar, _noted() as noted:
             run.merge(bar)
+        run.plan = replace(plan, notices=(*plan.notices, *noted))
         manifest = run.finish(time.monotonic() - started, time.process_time() - cpu_started)
         job.publish()
         resumed = job.resumed
@@ -85,9 +88,19 @@ def run_plan(
         time.monotonic() - started,
         time.process_time() - cpu_started,
         resumed,
-        plan.notices,
+        run.plan.notices,
         manifest.get("truncation_error"),
     )
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Collect what methods warn of while they work, from all threads, once each and in a fixed order."""
+    noted: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield noted
+    noted.extend(sorted({str(w.message) for w in caught if w.category is UserWarning}))
 
 
 def _already_there(plan: Plan) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from consilience.checkpoints.layers import LayerScheme, find_layers
 from consilience.checkpoints.model import Checkpoint
 from consilience.errors import Problems
+from consilience.merging.method import find_method
 from consilience.merging.request import MergeRequest, Slice
 
 __all__ = ["Origin", "lay_out", "roles"]
@@ -117,7 +118,8 @@ def _sliced(
 def roles(request: MergeRequest, part: Slice) -> tuple[list[tuple[str, int]], tuple[str, int] | None]:
     """Return (expert, first layer) pairs and the base with its first layer."""
     base = part.base or request.base
-    experts = [(s.model, s.start) for s in part.sources if s.model != base or s.model in request.experts]
+    apart = find_method(request.method).base != "none"
+    experts = [(s.model, s.start) for s in part.sources if not (apart and s.model == base)]
     if base is None:
         return experts, None
     own = next((s.start for s in part.sources if s.model == base), part.sources[0].start)

@@ -54,13 +54,23 @@ _NO_RESCALE = Switch(None, {False: None})
 _MERGE_FUNCTION = Switch("merge_function", {True: "mean", False: "sum"})
 
 
-def _task_arithmetic(normalize: bool, rescale: bool, *, consensus: bool, **each: float) -> Row:
-    """Return a row of the family that sparsifies task vectors, weighs, votes and adds."""
+def _task_arithmetic(
+    normalize: bool, rescale: bool, *, consensus: bool, definition: str | None = None, **each: float
+) -> Row:
+    """Return a row of the family that sparsifies task vectors, weighs, votes and adds.
+
+    `definition` is the one of ours that mergekit follows, where a method has several.
+    """
     switches = {"rescale": _RESCALE if rescale else _NO_RESCALE}
     if consensus:
         switches["normalize"] = _MERGE_FUNCTION
     return Row(
-        shared={"normalize": normalize, "rescale": rescale, "lambda": 1.0},
+        shared={
+            "normalize": normalize,
+            "rescale": rescale,
+            "lambda": 1.0,
+            **({"definition": definition} if definition else {}),
+        },
         each={"weight": REQUIRED, "density": 1.0, **each},
         switches=switches,
     )
@@ -81,10 +91,10 @@ METHODS: Mapping[str, Row] = {
     "dare_ties": _task_arithmetic(False, True, consensus=True),
     "della": _task_arithmetic(True, True, consensus=True, epsilon=0.15),
     "della_linear": _task_arithmetic(False, True, consensus=False, epsilon=0.15),
-    "breadcrumbs": _task_arithmetic(False, False, consensus=False, gamma=0.01),
-    "breadcrumbs_ties": _task_arithmetic(False, False, consensus=True, gamma=0.01),
-    "model_stock": Row({"filter_wise": False}),
-    "sce": Row({"select_topk": 1.0}),
+    "breadcrumbs": _task_arithmetic(False, False, consensus=False, definition="mergekit", gamma=0.01),
+    "breadcrumbs_ties": _task_arithmetic(False, False, consensus=True, definition="mergekit", gamma=0.01),
+    "model_stock": Row({"filter_wise": False, "guard": "absolute"}),
+    "sce": Row({"select_topk": 1.0, "guard": "absolute"}),
     "nearswap": Row({"t": REQUIRED}),
     "arcee_fusion": Row(),
     "ram": Row({"epsilon": 1e-5}),

@@ -8,6 +8,7 @@ from typing import Any
 
 from consilience.checkpoints.dtypes import DTYPES, dtype_from_name
 from consilience.errors import Problems, RecipeError, did_you_mean
+from consilience.merging.chat_templates import template_problem
 from consilience.merging.method import find_method, method_names
 from consilience.merging.parameters import Filters, Form, Gradient, Level, ParameterTable
 from consilience.merging.request import AdapterOutput, MergeRequest, TokenizerRule, TokenRule
@@ -35,7 +36,8 @@ KEYS = (
 def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text: str = "") -> MergeRequest:
     """Return the request of a native recipe given as plain data.
 
-    >>> parse_native({"version": 1, "method": "linear", "experts": {"a": "x", "b": "y"}}, origin="r", folder=Path()).experts
+    >>> content = {"version": 1, "method": "linear", "experts": {"a": "x", "b": "y"}}
+    >>> parse_native(content, origin="r", folder=Path()).experts
     ('a', 'b')
 
     Raises RecipeError naming `origin` and listing all problems: unknown keys (with a suggestion), wrong types, an
@@ -74,8 +76,8 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
         merge=_patterns(tensors, "merge", problems),
         copy=_patterns(tensors, "copy", problems),
         out_dtype=_dtype(content.get("dtype"), problems),
-        tokenizer=_tokenizer(content.get("tokenizer"), problems),
-        chat_template=_text(content, "chat_template", problems),
+        tokenizer=_tokenizer(content.get("tokenizer"), models, problems),
+        chat_template=_chat_template(content, problems),
         adapter=_adapter(output, problems),
         seed=seed,
         origin=origin,
@@ -196,14 +198,24 @@ def _dtype(value: Any, problems: Problems) -> str | None:
     return name
 
 
-def _tokenizer(value: Any, problems: Problems) -> TokenizerRule | None:
+def _chat_template(content: Mapping[str, Any], problems: Problems) -> str | None:
+    written = _text(content, "chat_template", problems)
+    if written is not None and (wrong := template_problem(written)):
+        problems.add(f"chat_template: {wrong}")
+    return written
+
+
+def _tokenizer(value: Any, models: Mapping[str, str], problems: Problems) -> TokenizerRule | None:
     if value is None:
         return None
     block = {"source": value} if isinstance(value, str) else value
     checked = _mapping({"tokenizer": block}, "tokenizer", ("source", "pad_to_multiple_of", "tokens"), problems)
     tokens = {}
     for token, rule in (checked.get("tokens") or {}).items():
-        tokens[str(token)] = _token(str(token), rule, problems)
+        tokens[str(token)] = made = _token(str(token), rule, problems)
+        if made.model is not None and made.model not in models:
+            hint = did_you_mean(str(made.model), models)
+            problems.add(f"tokenizer.tokens.{token}: {made.model!r} is no model of this merge{hint}")
     multiple = checked.get("pad_to_multiple_of")
     if multiple is not None and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
         problems.add(f"tokenizer.pad_to_multiple_of: {multiple!r} is not a whole number above 0")

@@ -39,15 +39,15 @@ class Chunk:
     out: NDArray[Any]
     masks: NDArray[np.bool_] | None = None
     carry: dict[str, Any] = field(default_factory=dict)
-    _subtracted: bool = False
+    subtracted: bool = False
 
     @property
     def deltas(self) -> NDArray[Any]:
         """The task vectors: expert minus base, in working precision."""
-        if not self._subtracted:
+        if not self.subtracted:
             assert self.base is not None, "the plan gives a base to every method that asks for deltas"
             kernels().subtract_base(self.experts, self.base)
-            self._subtracted = True
+            self.subtracted = True
         return self.experts
 
     def numbers(self, values: Sequence[float]) -> NDArray[Any]:
@@ -84,7 +84,8 @@ class Steps:
 
     `idempotent`: byte-equal inputs (base included) give that input, which the engine then copies. `whole_rows`:
     chunks must not cut a row (last dimension). `scope`: where the statistics of the surveys are kept. `shared`: what
-    global statistics depend on, which must then be the same for all tensors.
+    global statistics depend on, which must then be the same for all tensors. `deltas`: only task vectors are asked
+    for, never the experts, so that the base can be subtracted while decoding.
     """
 
     apply: Apply
@@ -93,6 +94,7 @@ class Steps:
     idempotent: bool = True
     whole_rows: bool = False
     shared: tuple[Any, ...] = ()
+    deltas: bool = False
 
 
 def blocks_of(elements: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +22,8 @@ from consilience.merging.steps import Chunk, Statistics, Steps
 
 __all__ = ["DEFAULT_CHUNK", "TensorTask", "Write", "copy_tensor", "identical_inputs", "merge_tensor", "survey_tensor"]
 
-DEFAULT_CHUNK = 1 << 17
-"""Elements decoded at a time; small enough for a processor's cache, a multiple of the reduction block."""
+DEFAULT_CHUNK = 1 << 18
+"""Elements decoded at a time; large enough that calls cost little, a multiple of the reduction block."""
 
 Write = Callable[[int, NDArray[Any]], None]
 """Takes the index of the first element and stored numbers."""
@@ -51,7 +53,7 @@ class TensorTask:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -80,65 +82,83 @@ class TensorTask:
         return find_method(self.method).build(self.parameters)
 
 
-class _Buffers:
-    """Memory for one chunk of every input; allocated once per pass."""
+class _Buffers(threading.local):
+    """Memory for one chunk of every input, kept by each thread from tensor to tensor: fresh pages cost time."""
 
-    def __init__(self, task: TensorTask, size: int) -> None:
-        self.experts = np.empty((len(task.experts), size), task.work)
-        self.base = np.empty(size, task.work) if task.base is not None else None
-        self.out = np.empty(size, task.work)
-        self.raw = np.empty(size, DTYPES[task.dtype].storage)
-        self.single = np.empty(size, np.uint16)
+    def __init__(self) -> None:
+        self.kept: dict[str, NDArray[np.uint8]] = {}
+
+    def array(self, role: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return an array of undefined content; the one of the same role before is overwritten."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if role not in self.kept or self.kept[role].size < size:
+            self.kept[role] = np.empty(size, np.uint8)
+        array: NDArray[Any] = self.kept[role][:size].view(dtype).reshape(shape)
+        return array
 
 
-def _load(
-    source: Source, start: int, stop: int, out: NDArray[Any], scratch: NDArray[np.uint16], hasher: Any, *, check: bool
-) -> bool:
-    """Decode elements of one source, hashing the stored bytes on the way; return whether all are finite."""
-    if isinstance(source, Stored) and source.dtype == "BF16":
-        raw: NDArray[Any] = scratch[: stop - start]
-        source.read_raw_into(start, stop, raw)
-        finite = bool(kernels().decode_bfloat16(raw, out))
-    elif isinstance(source, Stored) and hasher is not None:
-        raw = source.read_raw(start, stop)
-        decode(raw, source.dtype, out)
-        finite = not check or kernels().all_finite(out)
-    else:
-        source.read(start, stop, out)
-        return not check or bool(kernels().all_finite(out))
-    if hasher is not None:
-        hasher.update(raw)
-    return finite
+_BUFFERS = _Buffers()
+
+
+class _Loader:
+    """Decodes one source piece by piece, hashing the stored bytes on the way."""
+
+    def __init__(self, source: Source, hasher: Any, *, check: bool) -> None:
+        self.source = source
+        self.hasher = hasher
+        self.check = check
+
+    def load(self, start: int, stop: int, out: NDArray[Any], base: NDArray[Any] | None = None) -> bool:
+        """Write elements to `out`, minus `base` where given; return whether all are finite (True unless asked)."""
+        source = self.source
+        if isinstance(source, Stored) and source.dtype == "BF16":
+            raw = _BUFFERS.array("stored", (stop - start,), np.uint16)
+            source.read_raw_into(start, stop, raw)
+            if self.hasher is not None:
+                self.hasher.update(raw)
+            if base is not None:
+                return bool(kernels().decode_difference(raw, base, out))
+            return bool(kernels().decode_bfloat16(raw, out))
+        if isinstance(source, Stored) and self.hasher is not None:
+            raw = source.read_raw(start, stop)
+            self.hasher.update(raw)
+            decode(raw, source.dtype, out)
+        else:
+            source.read(start, stop, out)
+        finite = not self.check or bool(kernels().all_finite(out))
+        if base is not None:
+            kernels().subtract_base(out[None], base)
+        return finite
 
 
 def _chunks(
     task: TensorTask, steps: Steps, chunk: int, hashers: Sequence[Any] | None = None, *, final: bool = False
-) -> Iterator[tuple[Chunk, _Buffers]]:
+) -> Iterator[Chunk]:
     """Yield the decoded chunks of one pass, in order, in reused memory; the final pass refuses NaN and infinity."""
     size = max(BLOCK, chunk // BLOCK * BLOCK)
     if steps.whole_rows and task.shape:
         row = max(task.shape[-1], 1)
         size = max(row, size // row * row)
     size = min(size, max(task.numel, 1))
-    buffers = _Buffers(task, size)
     keys = tuple(stream_key(task.seed, task.name, name) for name in task.expert_names)
     marks = hashers or [None] * len(task.sources)
+    loaders = [_Loader(s, h, check=final) for s, h in zip(task.sources, marks, strict=True)]
     carry: dict[str, Any] = {}
+    work = task.work
     for start in range(0, task.numel, size):
         stop = min(start + size, task.numel)
         count = stop - start
-        rows = buffers.experts if count == size else np.empty((len(task.experts), count), task.work)
-        finite = True
-        for index, source in enumerate(task.experts):
-            finite &= _load(source, start, stop, rows[index], buffers.single, marks[index], check=final)
-        base = None
-        if task.base is not None and buffers.base is not None:
-            base = buffers.base[:count]
-            finite &= _load(task.base, start, stop, base, buffers.single, marks[-1], check=final)
+        rows = _BUFFERS.array("experts", (len(task.experts), count), work)
+        base = None if task.base is None else _BUFFERS.array("base", (count,), work)
+        finite = base is None or loaders[-1].load(start, stop, base)
+        minus = base if steps.deltas else None
+        for values, loader in zip(rows, loaders, strict=False):
+            finite &= loader.load(start, stop, values, minus)
         if final and not finite:  # a vote or a mask would hide it
             raise _non_finite(task, start, stop)
         masks = None if task.masks is None else np.ascontiguousarray(task.masks[:, start:stop])
-        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, buffers.out[:count], masks, carry), buffers
+        out = _BUFFERS.array("out", (count,), work)
+        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, out, masks, carry, steps.deltas)
 
 
 def identical_inputs(task: TensorTask, chunk: int) -> bool:
@@ -172,7 +192,7 @@ def survey_tensor(
     """Run one survey over one tensor and return its state."""
     survey = steps.surveys[index]
     state = survey.start()
-    for part, _ in _chunks(task, steps, chunk):
+    for part in _chunks(task, steps, chunk):
         check()
         survey.add(part, state, known)
     return survey.close(state)
@@ -224,10 +244,10 @@ def merge_tensor(
             survey.finish([state], [task.numel], [statistics])
     digest = xxhash.xxh3_64()
     hashers = [xxhash.xxh3_64() if hash_inputs and isinstance(s, Stored) else None for s in task.sources]
-    for part, buffers in _chunks(task, steps, chunk, hashers, final=True):
+    for part in _chunks(task, steps, chunk, hashers, final=True):
         check()
         values = steps.apply(part, statistics)
-        raw = buffers.raw[: part.stop - part.start]
+        raw = _BUFFERS.array("result", (part.stop - part.start,), DTYPES[task.dtype].storage)
         _store(task, values, raw, part.start, part.stop)
         digest.update(raw.data)
         write(part.start, raw)

@@ -57,7 +57,8 @@ def task_vector_steps(
         kernels().add_base(chunk.out, chunk.base, scale / divisor)
         return chunk.out
 
-    return Steps(apply, tuple(surveys), scope, shared=shared)
+    whole_rows = any(sparsifier.whole_rows for sparsifier in chain)
+    return Steps(apply, tuple(surveys), scope, whole_rows=whole_rows, shared=shared, deltas=True)
 
 
 class _MajoritySurvey:

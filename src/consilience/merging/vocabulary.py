@@ -10,6 +10,7 @@ from pathlib import Path
 
 from consilience.checkpoints.model import Checkpoint
 from consilience.checkpoints.sources import Source
+from consilience.core.hashing import file_xxh3
 from consilience.errors import CheckpointError, Problems, did_you_mean
 from consilience.merging.request import MergeRequest
 from consilience.merging.tokenizer_files import TokenizerContent, is_tokenizer_file, read_tokenizer, tokenizer_hash
@@ -170,8 +171,16 @@ def _same_tokens(first: Vocabulary, other: Vocabulary, problems: list[str]) -> b
     try:
         return first.tokens == other.tokens
     except CheckpointError as error:
+        if _same_pieces(first, other):
+            return True
         problems.append(f"the tokenizers of {first.model!r} and {other.model!r} differ and cannot be compared: {error}")
         return True
+
+
+def _same_pieces(first: Vocabulary, other: Vocabulary) -> bool:
+    """Whether both hold the same sentencepiece model, whatever else one of them holds."""
+    shared = [name for name in first.files if name in other.files and name.endswith(".model")]
+    return bool(shared) and all(file_xxh3(first.folder / n) == file_xxh3(other.folder / n) for n in shared)
 
 
 def _difference(first: Vocabulary, other: Vocabulary, notices: list[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,8 +21,11 @@ __all__ = ["AVERAGE", "PADDING", "ZERO", "RowMap", "Rows"]
 ZERO, PADDING, AVERAGE = -1, -2, -3
 """Origins of rows that no single row of a tensor gives: zeros, the mean of all rows with a token, a mean of some."""
 
-_BLOCK = 1 << 18
-_SPARSE = 4
+_BLOCK = 1 << 17
+"""Elements read at a time where rows are gathered from a stretch of a tensor."""
+
+_GAP = 1 << 13
+"""Elements that cost about as much to read in passing as a read of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,20 +153,30 @@ class Rows:
                     table[place] = self._average(self.map.averages[row[place]])
 
     def _rows_of(self, number: int, rows: NDArray[np.int64], dtype: Any) -> NDArray[Any]:
-        """Read rows of one source: in one go where they lie close together, else run by run."""
+        """Read rows of one source: those that lie close together in one go, a bounded number of elements at a time."""
         source, width = self.sources[number], self.width
         wanted, places = np.unique(rows, return_inverse=True)
-        low, high = int(wanted[0]), int(wanted[-1]) + 1
-        if high - low <= _SPARSE * len(wanted):
+        found = np.empty((len(wanted), width), dtype)
+        for left, right in self._stretches(wanted):
+            low, high = int(wanted[left]), int(wanted[right - 1]) + 1
+            if high - low == right - left:
+                source.read(low * width, high * width, found[left:right].reshape(-1))
+                continue
             block = np.empty((high - low) * width, dtype)
             source.read(low * width, high * width, block)
-            return np.asarray(block.reshape(-1, width)[rows - low])
-        found = np.empty((len(wanted), width), dtype)
-        edges = [0, *(np.flatnonzero(np.diff(wanted) != 1) + 1).tolist(), len(wanted)]
-        for left, right in pairwise(edges):
-            begin = int(wanted[left]) * width
-            source.read(begin, begin + (right - left) * width, found[left:right].reshape(-1))
+            found[left:right] = block.reshape(-1, width)[wanted[left:right] - low]
         return np.asarray(found[places])
+
+    def _stretches(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Cut ascending row numbers where a gap costs more to read than a second read, and at a largest size."""
+        gap = _GAP // max(self.width, 1) + 1
+        most = max(1, _BLOCK // max(self.width, 1))
+        edges = [0, *(np.flatnonzero(np.diff(wanted) > gap) + 1).tolist(), len(wanted)]
+        for first, last in pairwise(edges):
+            while first < last:
+                end = min(last, int(np.searchsorted(wanted, wanted[first] + most)))
+                yield first, end
+                first = end
 
     def _average(self, parts: tuple[tuple[int, int], ...]) -> NDArray[np.float64]:
         total = np.zeros(self.width)

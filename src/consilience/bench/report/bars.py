@@ -11,8 +11,8 @@ from consilience.bench.table import signed
 
 __all__ = ["gain_bars", "gain_range"]
 
-_WIDTH, _ROW, _HEAD = 460, 26, 8
-_LABEL, _NUMBERS = 128, 128
+_WIDTH, _ROW, _HEAD = 480, 26, 8
+_LABEL, _NUMBERS = 128, 146
 _LETTERS = 17
 
 
@@ -31,7 +31,7 @@ def gain_range(evaluation: Evaluation, names: list[str]) -> tuple[float, float]:
 def gain_bars(evaluation: Evaluation, name: str, scale: tuple[float, float]) -> str:
     """Return the SVG of one model: a bar per domain and for the mean, with a whisker for the 95 % interval.
 
-    Bars whose interval includes 0 are hatched out (hollow), so that colour is not the only sign.
+    Bars whose interval includes 0 are hollow: colour is not the only sign.
     """
     columns = [MEAN, *evaluation.domains] if len(evaluation.domains) > 1 else list(evaluation.domains)
     height = _HEAD + len(columns) * _ROW + 6

@@ -8,12 +8,13 @@ from html import escape
 from consilience.bench.evaluation import MEAN, Evaluation
 from consilience.bench.report.colours import class_name, scale_words, step
 from consilience.bench.report.svg import element, label_lines, text
-from consilience.bench.table import signed
+from consilience.bench.table import partial_mark, signed
 
 __all__ = ["heat_map"]
 
 _CELL_WIDTH, _CELL_HEIGHT, _GAP = 88, 44, 3
 _HEAD = 50
+_GROUP_GAP = 8  # between base, experts, baselines, candidates and oracle
 _CHARACTER = 7.4
 
 
@@ -23,16 +24,19 @@ def heat_map(evaluation: Evaluation) -> str:
     label_width = 24 + _CHARACTER * max(len(name) for name in evaluation.names)
     label_width = min(max(label_width, 90), 240)
     width = label_width + len(columns) * (_CELL_WIDTH + _GAP) + 8
-    height = _HEAD + len(evaluation.rows) * (_CELL_HEIGHT + _GAP) + 4
     parts = [_heading(column, label_width, index) for index, column in enumerate(columns)]
-    for row, name in enumerate(evaluation.names):
-        top = _HEAD + row * (_CELL_HEIGHT + _GAP)
+    top, kind = _HEAD - _CELL_HEIGHT - _GAP, evaluation.rows[0].kind
+    for row in evaluation.rows:
+        name = row.name
+        top += _CELL_HEIGHT + _GAP + (_GROUP_GAP if row.kind != kind else 0)
+        kind = row.kind
         limit = int((label_width - 16) / _CHARACTER)
         shown = name if len(name) <= limit else name[: limit - 1] + "…"
         parts.append(text(shown, label_width - 12, top + _CELL_HEIGHT / 2 + 5, text_anchor="end", class_="label"))
         for index, column in enumerate(columns):
             left = label_width + index * (_CELL_WIDTH + _GAP) + (6 if column == MEAN else 0)
             parts.append(_cell(evaluation, name, column, left, top))
+    height = top + _CELL_HEIGHT + 4
     title = f"{evaluation.metric} of every model in every domain, coloured by the difference to {evaluation.base}"
     content = element("title", escape(title)) + "".join(parts)
     return element("svg", content, viewBox=f"0 0 {width:.0f} {height}", width=width, role="img", class_="heatmap")
@@ -72,13 +76,14 @@ def _cell(evaluation: Evaluation, name: str, column: str, left: float, top: floa
     shade = class_name(step(gain.difference))
     tip = f"{name}, {column}: {value:.1f}, {signed(gain.difference)} to {evaluation.base}"
     tip += f" ({signed(gain.low)} to {signed(gain.high)}), n = {gain.n}"
+    is_base = name == evaluation.base
+    shown = f"{value:.1f}" + partial_mark(evaluation, name, domain)
     parts = [
         element("title", escape(tip)),
         element("rect", x=left, y=top, width=_CELL_WIDTH, height=_CELL_HEIGHT, rx=5, class_=shade),
-        text(f"{value:.1f}", middle, top + 19, text_anchor="middle", class_=f"value {shade}"),
+        text(shown, middle, top + (27 if is_base else 19), text_anchor="middle", class_=f"value {shade}"),
     ]
-    if name != evaluation.base:
-        mark = " ●" if gain.excludes_zero else ""
-        shown = signed(gain.difference) + mark
-        parts.append(text(shown, middle, top + 35, text_anchor="middle", class_=f"small {shade}"))
+    if not is_base:
+        change = signed(gain.difference) + (" ●" if gain.excludes_zero else "")
+        parts.append(text(change, middle, top + 35, text_anchor="middle", class_=f"small {shade}"))
     return element("g", "".join(parts))

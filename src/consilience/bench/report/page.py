@@ -12,17 +12,9 @@ from consilience.bench.evaluation import MEAN, Evaluation, Row
 from consilience.bench.report.bars import gain_bars, gain_range
 from consilience.bench.report.colours import theme_css
 from consilience.bench.report.heatmap import heat_map, legend
-from consilience.bench.table import oracle_label, signed
+from consilience.bench.table import PARTIAL_WORDS, oracle_label, partial_mark, signed
 
 __all__ = ["render"]
-
-_KIND_WORDS = {
-    "base": "base",
-    "expert": "expert",
-    "baseline": "baseline",
-    "candidate": "candidate",
-    "oracle": "oracle",
-}
 
 
 def render(evaluation: Evaluation, *, title: str = "Consilience: evaluation") -> str:
@@ -35,7 +27,7 @@ def render(evaluation: Evaluation, *, title: str = "Consilience: evaluation") ->
             "Every model in every domain", _heat_text(evaluation), _scroll(heat_map(evaluation)), _scroll(legend())
         ),
         _section("What each model gains and loses", _bars_text(evaluation), _panels(evaluation)),
-        _section("The numbers", _table_text(evaluation), _scroll(_table(evaluation))),
+        _section("The numbers", _table_text(evaluation), _scroll(_table(evaluation)), _also(evaluation)),
         _recipes(evaluation),
         _section(
             "Cost", "Seconds are spent encoding; texts found in the cache or seen before cost none.", _cost(evaluation)
@@ -71,7 +63,8 @@ def _head(evaluation: Evaluation, title: str) -> str:
         for row in evaluation.rows
         for domain, why in row.failures.items()
     ]
-    failed = f'<div class="warning"><p>{len(failures)} measurements failed:</p><ul>{"".join(failures)}</ul></div>'
+    many = "1 measurement" if len(failures) == 1 else f"{len(failures)} measurements"
+    failed = f'<div class="warning"><p>{many} failed:</p><ul>{"".join(failures)}</ul></div>'
     notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in evaluation.notes)
     facts = (
         f"{len(evaluation.domains)} domains · {evaluation.n()} queries · split {escape(evaluation.split)} · "
@@ -89,17 +82,19 @@ def _tiles(evaluation: Evaluation) -> str:
         (evaluation.best(("expert",)), "best single expert"),
         (evaluation.best(("baseline",)), "uniform average"),
         (evaluation.best(("candidate",)), "best candidate"),
-        (evaluation.best(("oracle",)), "best per domain"),
+        (evaluation.best(("oracle",)), "oracle, best per domain"),
     ]
+    best = evaluation.best(("base", "expert", "baseline", "candidate"))
     tiles = []
     for name, words in chosen:
         if name is None:
             continue
         gain = evaluation.difference(name)
         change = "" if name == evaluation.base else f'<p class="change">{_gain_words(gain)}</p>'
+        kind = "tile winner" if name == best else "tile"
         tiles.append(
-            f'<div class="tile"><p class="what">{escape(words)}</p><p class="number">{evaluation.value(name):.1f}</p>'
-            f'<p class="who">{escape(name)}</p>{change}</div>'
+            f'<div class="{kind}"><p class="what">{escape(words)}</p>'
+            f'<p class="number">{evaluation.value(name):.1f}</p><p class="who">{escape(name)}</p>{change}</div>'
         )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
@@ -127,17 +122,28 @@ def _table_text(evaluation: Evaluation) -> str:
         "Each cell: value, difference to the base with its 95 % interval. n is the number of queries behind every "
         "number of a column."
     )
+    if any(row.failures for row in evaluation.rows):
+        text += f" {PARTIAL_WORDS}"
     if evaluation.oracle_chosen_on:
         text += f" Oracle: {escape(oracle_label(evaluation.oracle_chosen_on, evaluation.split))}."
     return text
 
 
 def _panels(evaluation: Evaluation) -> str:
-    order = ("candidate", "baseline", "expert")
-    names = [row.name for kind in order for row in evaluation.rows if row.kind == kind]
-    if not names:
+    merged = [row.name for kind in ("candidate", "baseline") for row in evaluation.rows if row.kind == kind]
+    experts = [row.name for row in evaluation.rows if row.kind == "expert"]
+    if not merged and not experts:
         return "<p>Only the base was measured.</p>"
-    scale = gain_range(evaluation, names)
+    scale = gain_range(evaluation, merged + experts)
+    shown = _figures(evaluation, merged, scale)
+    folded = "" if merged else " open"
+    if experts:
+        figures = _figures(evaluation, experts, scale)
+        shown += f"<details{folded}><summary>The experts alone ({len(experts)})</summary>{figures}</details>"
+    return shown
+
+
+def _figures(evaluation: Evaluation, names: list[str], scale: tuple[float, float]) -> str:
     figures = [
         f"<figure><figcaption>{_name(evaluation.row(name))}</figcaption>{gain_bars(evaluation, name, scale)}</figure>"
         for name in names
@@ -147,7 +153,8 @@ def _panels(evaluation: Evaluation) -> str:
 
 def _name(row: Row) -> str:
     stamps = "".join(f' <span class="stamp">{escape(stamp)}</span>' for stamp in row.stamps)
-    return f'{escape(row.name)} <span class="kind">{_KIND_WORDS[row.kind]}</span>{stamps}'
+    kind = f' <span class="kind">{row.kind}</span>' if row.kind != row.name else ""
+    return f"{escape(row.name)}{kind}{stamps}"
 
 
 def _table(evaluation: Evaluation) -> str:
@@ -163,7 +170,7 @@ def _table(evaluation: Evaluation) -> str:
             f'<tr class="{row.kind}"><th scope="row">{_name(row)}</th>{"".join(cells)}<td>{len(row.failures)}</td></tr>'
         )
     head = f'<thead><tr><th scope="col">model</th>{"".join(heads)}<th scope="col">failed</th></tr></thead>'
-    return f'<table class="scores">{head}<tbody>{"".join(lines)}</tbody></table>{_also(evaluation)}'
+    return f'<table class="scores">{head}<tbody>{"".join(lines)}</tbody></table>'
 
 
 def _table_cell(evaluation: Evaluation, name: str, domain: str | None) -> str:
@@ -175,8 +182,12 @@ def _table_cell(evaluation: Evaluation, name: str, domain: str | None) -> str:
     below = f'<br><span class="n">{escape(chosen)}</span>' if chosen else ""
     if name == evaluation.base:
         return f"<td><b>{value:.1f}</b></td>"
+    mark = partial_mark(evaluation, name, domain)
+    if mark:
+        mark += f' <span class="n">n = {evaluation.n(domain, name)}</span>'
+    words = _gain_words(gain).replace(" [", "<br>[", 1)
     sure = ' class="sure"' if gain.excludes_zero else ""
-    return f'<td{sure}><b>{value:.1f}</b><br><span class="gain">{_gain_words(gain)}</span>{below}</td>'
+    return f'<td{sure}><b>{value:.1f}{mark}</b><br><span class="gain">{words}</span>{below}</td>'
 
 
 def _also(evaluation: Evaluation) -> str:
@@ -190,7 +201,9 @@ def _also(evaluation: Evaluation) -> str:
         for metric in metrics:
             values = row.also.get(metric, {}).values()
             cells.append(f"{100 * sum(values) / len(values):.1f}" if values else "–")
-        lines.append(f'<tr><th scope="row">{escape(row.name)}</th>{_cells(cells)}</tr>')
+        lines.append(
+            f'<tr><th scope="row">{escape(row.name)}{partial_mark(evaluation, row.name, None)}</th>{_cells(cells)}</tr>'
+        )
     head = (
         f'<tr><th scope="col">mean over domains</th>{"".join(f"<th scope=col>{escape(m)}</th>" for m in metrics)}</tr>'
     )
@@ -249,7 +262,7 @@ def _protocol(evaluation: Evaluation) -> str:
         if evaluation.oracle_chosen_on
         else "none",
         "transductive models": ", ".join(row.name for row in evaluation.rows if "transductive" in row.stamps) or "none",
-        "leakage": "consilience train leaves out every dev, test and reserved query; unknown for models trained elsewhere",
+        "leakage": "consilience train leaves out dev, test and reserved queries; unknown for models trained elsewhere",
     }
     notes = [
         f"{domain}: {note}" for domain, entry in suite.get("domains", {}).items() for note in entry.get("notes", [])

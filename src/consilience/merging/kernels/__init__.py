@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["BLOCK", "LANES", "NAMES", "kernels"]
+__all__ = ["BLOCK", "LANES", "NAMES", "ROW_NAMES", "kernels", "row_kernels"]
 
 BLOCK = 4096
 """Elements per partial sum: reductions run over these fixed blocks, so the chunk size never matters."""
@@ -37,9 +37,30 @@ NAMES = (
     "random_block_norms",
 )
 
+ROW_NAMES = (
+    "rank_rows",
+    "ranked_keep",
+    "row_band",
+    "magnitude_band",
+    "row_dots",
+    "row_norms",
+    "column_dots",
+    "spread",
+    "elected_mean",
+)
+
+
+def _form() -> str:
+    return "reference" if os.environ.get("CONSILIENCE_KERNELS", "numba") == "numpy" else "compiled"
+
 
 @lru_cache(maxsize=1)
 def kernels() -> Any:
     """Return the module with the kernels in use."""
-    choice = os.environ.get("CONSILIENCE_KERNELS", "numba")
-    return import_module(f"consilience.merging.kernels.{'reference' if choice == 'numpy' else 'compiled'}")
+    return import_module(f"consilience.merging.kernels.{_form()}")
+
+
+@lru_cache(maxsize=1)
+def row_kernels() -> Any:
+    """Return the module with the kernels in use for rows, bands of magnitude and votes."""
+    return import_module(f"consilience.merging.kernels.rows_{_form()}")

@@ -72,15 +72,14 @@ def decode_bfloat16(raw: NDArray[np.uint16], out: Work) -> bool:
 
 @_jit
 def _decode_difference(raw: Any, base: Any, out: Any) -> bool:
-    values = np.empty(_TILE, np.float32)
-    bits = values.view(np.uint32)
-    finite = True
+    worst = np.uint16(0)
     for first in range(0, raw.size, _TILE):
         source, minus, part = raw[first : first + _TILE], base[first : first + _TILE], out[first : first + _TILE]
-        finite &= _decode_bits(source, bits)
-        for j in range(part.size):
-            part[j] = values[j] - minus[j]
-    return finite
+        for j in range(source.size):
+            worst = max(worst, np.uint16(source[j] & np.uint16(0x7F80)))
+        for j in range(source.size):
+            part[j] = np.uint32(np.uint32(source[j]) << _HALF).view(np.float32) - minus[j]
+    return worst != np.uint16(0x7F80)
 
 
 def decode_difference(raw: NDArray[np.uint16], base: Work, out: Work) -> bool:
@@ -212,9 +211,9 @@ def magnitude_histogram(deltas: Work, prefix: int, counts: NDArray[np.int64]) ->
 
 
 @_jit
-def _magnitude_trim(deltas: Any, bits: Any, limit: Any, quota: int, zero: Any) -> int:
+def _magnitude_trim(deltas: Any, bits: Any, limit: Any, quota: int, zero: Any) -> Any:
     cut = np.empty(_TILE, deltas.dtype)
-    used = 0
+    used = np.int64(0)
     for first in range(0, bits.size, _TILE):
         keys, part = bits[first : first + _TILE], deltas[first : first + _TILE]
         equal = np.uint32(0)

@@ -39,7 +39,7 @@ class _AngleSurvey:
         state.append(sums)
 
     def close(self, state: Any) -> list[float]:
-        return [sum(float(x) for part in state for x in part[i]) for i in range(3)]
+        return [math.fsum(float(x) for part in state for x in part[i]) for i in range(3)]
 
     def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
         for squares, statistics in zip(states, known, strict=True):
@@ -53,7 +53,7 @@ def slerp(t: Share) -> Steps:
 
     >>> import numpy as np
     >>> from consilience import merge_state_dicts
-    >>> merged = merge_state_dicts("slerp", {"w": np.float32([1, 0])}, {"a": {"w": np.float32([0, 1])}}, t=0.5)
+    >>> merged = merge_state_dicts("slerp", {"w": np.array([1.0, 0])}, {"a": {"w": np.array([0, 1.0])}}, t=0.5)
     >>> merged["w"].round(4).tolist()
     [0.7071, 0.7071]
 

@@ -1,0 +1,113 @@
+"""Writes the generated blocks of README and docs: run `python docs/generate.py` after changing a method or measuring.
+
+A block stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test compares `methods` with what this would write. The
+results of `make demo` and `make bench` are taken where they are in `build/`; the picture needs Chromium.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from consilience import methods
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "build/bench/merge_speed.json"
+DEMO = ROOT / "build/demo"
+
+
+def methods_block() -> str:
+    """Return the table of methods from their own signatures."""
+    lines = ["| method | base | parameters (defaults; `*` one value per expert) | what it does |", "|---|---|---|---|"]
+    for entry in methods():
+        parameters = ", ".join(
+            f"`{name}{'*' if p['per_expert'] else ''}`" + ("" if p["required"] else f" ({_shown(p['default'])})")
+            for name, p in entry["parameters"].items()
+        )
+        summary = entry["summary"].split(": ", 1)[-1]
+        lines.append(f"| `{entry['name']}` | {entry['base']} | {parameters} | {summary} |")
+    return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def demo_block(evaluation: dict) -> str:
+    """Return the means of the demo: base, best expert, uniform average, candidates, oracle."""
+    table = evaluation["table"]
+    by_value = sorted(table, key=lambda name: -table[name]["mean"]["value"])
+    best = next(name for name in by_value if table[name]["kind"] == "expert")
+    lines = ["| model | mean nDCG@10 x 100 | difference to the base, 95 % interval |", "|---|---|---|"]
+    for name in [n for n in table if table[n]["kind"] != "expert" or n == best]:
+        mean = table[name]["mean"]
+        label = f"best single expert ({name})" if name == best else name
+        gain = f"{mean['difference_to_base']:+.1f} ({mean['low']:+.1f} to {mean['high']:+.1f})"
+        lines.append(f"| {label} | {mean['value']:.1f} | {'' if table[name]['kind'] == 'base' else gain} |")
+    domains = len(evaluation["documents"])
+    size = f"{next(iter(table.values()))['mean']['n']} test queries in {domains} domains"
+    choice = evaluation["oracle_chosen_on"]
+    return (
+        "\n".join(lines)
+        + f"\n\n{size}, each searching {max(evaluation['documents'].values())} documents. `oracle` takes the "
+        f"best of base and experts in every domain, chosen on the {choice} split."
+    )
+
+
+def take_picture() -> None:
+    """Photograph the head of the demo's report."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        return
+    target = ROOT / "docs/images/report.png"
+    with tempfile.TemporaryDirectory() as profile:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1180,1230"]
+        place = [f"--user-data-dir={profile}", f"--screenshot={target}", (DEMO / "report.html").as_uri()]
+        subprocess.run([browser, *options, *place], check=True, capture_output=True)
+
+
+def speed_block(measured: dict) -> str:
+    """Return the table of `make bench`; what is measured and how stands in benchmarks/merge_speed.py."""
+    by = {(row["recipe"], row["tool"]): row for row in measured["rows"]}
+    lines = ["| recipe | tool | CPU s | wall s | private memory, MB | CPU / floor |", "|---|---|---|---|---|---|"]
+    for (recipe, tool), row in by.items():
+        memory = f"{row['private'] / 1e6:.0f}"
+        lines.append(
+            f"| {recipe} | {tool} | {row['cpu']:.2f} | {row['wall']:.2f} | {memory} | {row['over_floor']:.1f} |"
+        )
+    start, machine = measured["start_up"], measured["machine"]
+    compiling = max(measured["compile_cpu"].values())
+    setting = (
+        f"{measured['parameters'] / 1e9:.1f} billion parameters in bfloat16, base and three experts, on "
+        f"{machine['processors']} processors ({machine['processor']}); medians of whole processes with warm kernels "
+        f"(compiling them costs up to {compiling:.0f} CPU s once). `--help` takes {start['--help']:.2f}, "
+        f"`import consilience` {start['import']:.2f} CPU s."
+    )
+    return "\n".join([setting, "", *lines])
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """Return the text with the block `name` replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"no block {name!r}")
+    return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
+
+
+def main() -> None:
+    """Rewrite the blocks in place."""
+    page = ROOT / "docs/merging.md"
+    page.write_text(replace_block(page.read_text(), "methods", methods_block()))
+    readme = ROOT / "README.md"
+    if (DEMO / "evaluation.json").is_file():
+        evaluation = json.loads((DEMO / "evaluation.json").read_text())
+        readme.write_text(replace_block(readme.read_text(), "demo", demo_block(evaluation)))
+        take_picture()
+    if MEASURED.is_file():
+        readme.write_text(replace_block(readme.read_text(), "speed", speed_block(json.loads(MEASURED.read_text()))))
+
+
+if __name__ == "__main__":
+    main()
