@@ -10,7 +10,9 @@ import pytest
 
 import consilience
 
-MODULES = [m.name for m in pkgutil.walk_packages(consilience.__path__, "consilience.") if not m.name.endswith("__main__")]
+MODULES = [
+    m.name for m in pkgutil.walk_packages(consilience.__path__, "consilience.") if not m.name.endswith("__main__")
+]
 
 
 def test_public_names_are_pinned():
@@ -50,5 +52,3 @@ def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
-
-

@@ -69,9 +69,9 @@ def test_two_processes_do_not_work_on_one_output(tmp_path):
 
 
 def test_budget_and_cancel_say_how_to_go_on(tmp_path):
-    with Job(tmp_path / "a", kind="t", request={}, budget=Budget(wall_seconds=0)) as job:
-        with pytest.raises(BudgetError, match="run the same command again"):
-            job.check()
+    spent = Job(tmp_path / "a", kind="t", request={}, budget=Budget(wall_seconds=0))
+    with spent as job, pytest.raises(BudgetError, match="run the same command again"):
+        job.check()
     with Job(tmp_path / "b", kind="t", request={}) as job:
         job.check()
         job.cancel()

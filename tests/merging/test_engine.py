@@ -1,11 +1,13 @@
 """Merges on disk: the same bytes as in memory, for any number of threads, chunk size or way of sharding."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from consilience.core.executor import run_tasks
 from consilience.core.jobs import Budget
 from consilience.errors import BudgetError, NonFiniteError, OutputError, RecipeError
 from consilience.merging import task as task_module
@@ -13,6 +15,7 @@ from consilience.merging.engine import run_plan
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method, method_names
 from consilience.merging.recipe import Recipe, load_recipe, parse_recipe
+from consilience.merging.task import merge_tensor
 from tests.merging.checkpoints import llama_tensors, make_family, read_weights, weight_bytes, write_model
 from tests.merging.laws import same_bytes, sample_parameters
 
@@ -280,3 +283,17 @@ def test_what_a_method_warns_of_becomes_a_notice(tmp_path, recwarn):
     result = Recipe(method="model_stock", base=str(tmp_path / "base"), experts=experts).run(tmp_path / "out")
     assert any("oppose each other" in notice for notice in result.notices)
     assert result.manifest["notices"] == list(result.notices) and not recwarn.list
+
+
+def checksum_of(data):
+    """Make one pickled task in this process and return its checksum."""
+    return merge_tensor(pickle.loads(data), lambda start, raw: None)[0]
+
+
+def test_tasks_of_a_plan_travel_to_other_processes(tmp_path):
+    folders = {name: str(folder) for name, folder in make_family(tmp_path / "in", dtype="bfloat16").items()}
+    plan = Recipe(method="dare_ties", base=folders.pop("base"), experts=folders, seed=5).plan(tmp_path / "out")
+    manifest = run_plan(plan).manifest
+    packed = [pickle.dumps(task) for task in plan.tasks]
+    made = [result for _, result in run_tasks(checksum_of, packed, workers=2, kind="processes")]
+    assert made == [manifest["checksums"][task.name] for task in plan.tasks]
