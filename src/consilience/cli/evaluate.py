@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,13 @@ import typer
 
 from consilience.cli.output import note, show_evaluation, show_json
 from consilience.errors import Problems, RequestError
+
+
+class OracleSplit(Enum):
+    """Where the oracle may choose."""
+
+    dev = "dev"
+    test = "test"
 
 
 def evaluate(
@@ -19,6 +27,13 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split to measure on (default: the suite's).")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="At most this many queries a domain.")] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="At most this many documents a domain.")] = None,
+    oracle: Annotated[
+        OracleSplit | None, typer.Option(help="Split on which the oracle picks the best per domain (default: dev).")
+    ] = None,
+    transductive: Annotated[
+        list[str] | None, typer.Option(help="Model whose learner saw unlabelled test texts; stamped (repeatable).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Write the report page here.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for vectors, reused by later runs.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
@@ -43,6 +58,9 @@ def evaluate(
         base=first,
         experts=experts,
         split=split,
+        oracle=None if oracle is None else oracle.value,
+        transductive=tuple(transductive or ()),
+        seed=seed,
         cache=cache,
         device=device,
         progress=False if as_json else None,

@@ -13,7 +13,17 @@ from consilience.errors import DataError, MissingExtraError, WorkError, did_you_
 
 __all__ = ["Metric", "measure", "ndcg_at", "rank"]
 
-_NAMES = {"ndcg": "nDCG", "recall": "R", "r": "R", "mrr": "RR", "rr": "RR", "precision": "P", "map": "AP"}
+_NAMES = {
+    "ndcg": "nDCG",
+    "recall": "R",
+    "r": "R",
+    "mrr": "RR",
+    "rr": "RR",
+    "precision": "P",
+    "p": "P",
+    "map": "AP",
+    "ap": "AP",
+}
 _SHOWN = {"nDCG": "nDCG", "R": "recall", "RR": "MRR", "P": "precision", "AP": "MAP"}
 
 

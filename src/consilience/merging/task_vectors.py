@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ def task_vector_steps(
     majority = merge_function is not None and scope == "global"
     if majority:
         surveys.append(_MajoritySurvey(tuple(weight), chain))
-    total = sum(weight)
+    total = math.fsum(weight)
     largest = max(abs(w) for w in weight)
     if normalize and largest and abs(total) < 1e-12 * largest:
         raise ValueError(

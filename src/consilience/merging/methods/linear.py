@@ -10,6 +10,7 @@ Source: Wortsman et al. 2022, Model soups, arXiv 2203.05482.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def linear(weight: PerExpert[float] = each(1.0), normalize: bool = True) -> Step
 
     weight: share of each expert. normalize: divide by the sum of the weights, which must then not be 0.
     """
-    total = sum(weight)
+    total = math.fsum(weight)
     if normalize and abs(total) < 1e-12 * max(1.0, *(abs(w) for w in weight)):
         raise ValueError(
             f"weight: the weights {list(weight)} sum to 0 and cannot be normalised; change them or set normalize: false"
