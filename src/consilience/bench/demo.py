@@ -16,6 +16,7 @@ from consilience.merging.recipe import load_recipe
 __all__ = ["DemoResult", "run_demo"]
 
 _SMALL = {"queries": 100, "documents": 200}
+_FULL = {"queries": None, "documents": 1200}
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def run_demo(
     """Merge, evaluate and report.
 
     `examples` holds `recipes/*.yml`, `experts/*/` and `suite.yml`; results go to `out` (merges, `evaluation.json`,
-    `report.html`). `full` takes all queries and documents for tight intervals; otherwise 100 queries and 200 documents
-    a domain. Interrupted runs resume: finished merges and encoded texts are reused.
+    `report.html`). `full` takes all queries and 1,200 documents a domain for tight intervals, otherwise 100 and 200.
+    Interrupted runs resume: finished merges and encoded texts are reused.
 
     Raises RequestError when the examples are not there.
     """
@@ -50,7 +51,7 @@ def run_demo(
         raise RequestError(
             f"{examples}: no recipes or no suite.yml there; run from the project's folder or name its examples folder"
         )
-    suite = Suite.open(examples / "suite.yml", **({} if full else _SMALL))
+    suite = Suite.open(examples / "suite.yml", **(_FULL if full else _SMALL))
     models: dict[str, str] = {}
     texts: dict[str, str] = {}
     candidates: dict[str, str] = {}

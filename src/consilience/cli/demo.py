@@ -13,7 +13,9 @@ from consilience.cli.output import note, show_evaluation, show_json
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for merges and report.")] = Path("build/demo"),
     examples: Annotated[Path, typer.Option(help="The project's examples folder.")] = Path("examples"),
-    full: Annotated[bool, typer.Option("--full", help="All queries and documents, for tight intervals.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="All queries and 1,200 documents a domain, for tight intervals.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON.")] = False,
 ) -> None:
     """Merge the bundled experts, evaluate base, experts and merges, and write a report."""

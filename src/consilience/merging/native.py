@@ -10,6 +10,7 @@ from consilience.checkpoints.dtypes import DTYPES, dtype_from_name
 from consilience.errors import Problems, RecipeError, did_you_mean
 from consilience.merging.chat_templates import template_problem
 from consilience.merging.method import find_method, method_names
+from consilience.merging.opening import open_models
 from consilience.merging.parameters import Filters, Form, Gradient, Level, ParameterTable
 from consilience.merging.request import AdapterOutput, MergeRequest, TokenizerRule, TokenRule
 
@@ -84,6 +85,8 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
         folder=folder,
         text=text,
     )
+    if problems:
+        open_models(request, {}, problems)  # so that models that are not there are reported in the same breath
     problems.raise_if_any(RecipeError, origin)
     return request
 

@@ -153,7 +153,10 @@ def _make(
     builder.finish()
     problems.raise_if_any(RecipeError, request.origin)
     config = output_config(donor, models, tasks, layers, vocabulary.config, notices)
-    shards, write_bytes = _shards(request, tasks, donor)
+    try:
+        shards, write_bytes = _shards(request, tasks, donor)
+    except RecipeError as error:
+        raise RecipeError(f"{request.origin}: {error}") from None
     threads = workers or default_workers()
     if out is not None:
         problems.extend(_disk_problems(out, write_bytes, sum(s.write_bytes for s in stages)))
