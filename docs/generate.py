@@ -81,9 +81,11 @@ def speed_block(measured: dict) -> str:
     compiling = max(measured["compile_cpu"].values())
     setting = (
         f"{measured['parameters'] / 1e9:.1f} billion parameters in bfloat16, base and three experts, on "
-        f"{machine['processors']} processors ({machine['processor']}); medians of whole processes with warm kernels "
-        f"(compiling them costs up to {compiling:.0f} CPU s once). `--help` takes {start['--help']:.2f}, "
-        f"`import consilience` {start['import']:.2f} CPU s."
+        f"{machine['processors']} processors ({machine['processor']}); medians of whole processes "
+        "(one run where it takes over 60 CPU s) with "
+        f"warm kernels (compiling them costs up to {compiling:.0f} CPU s once). `--help` takes {start['--help']:.2f}, "
+        f"`import consilience` {start['import']:.2f} CPU s. Compare CPU seconds: other work ran on the machine "
+        f"(load {machine['load'][0]:.1f}). `dare_ties` rescales as mergekit does, `inverse` as the paper."
     )
     return "\n".join([setting, "", *lines])
 

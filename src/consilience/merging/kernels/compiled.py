@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from consilience.merging.kernels.compiled_sums import block_dots, block_norms, random_block_norms, random_drop
+from consilience.merging.kernels.jit import jit
 
 __all__ = [
     "add_base",
@@ -38,13 +38,12 @@ __all__ = [
 Work = NDArray[Any]
 Keep = NDArray[np.bool_]
 
-_jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 _TILE = 1024  # elements of a temporary; a few of them stay in the first-level cache
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _HALF = np.uint32(16)
 
 
-@_jit
+@jit
 def _decode_bits(raw: Any, out: Any) -> bool:
     worst = np.uint16(0)
     for j in range(raw.size):
@@ -54,7 +53,7 @@ def _decode_bits(raw: Any, out: Any) -> bool:
     return worst != np.uint16(0x7F80)
 
 
-@_jit
+@jit
 def _convert(values: Any, out: Any) -> None:
     for j in range(values.size):
         out[j] = values[j]
@@ -70,7 +69,7 @@ def decode_bfloat16(raw: NDArray[np.uint16], out: Work) -> bool:
     return bool(finite)
 
 
-@_jit
+@jit
 def _decode_difference(raw: Any, base: Any, out: Any) -> bool:
     worst = np.uint16(0)
     for first in range(0, raw.size, _TILE):
@@ -87,7 +86,7 @@ def decode_difference(raw: NDArray[np.uint16], base: Work, out: Work) -> bool:
     return bool(_decode_difference(raw, base, out))
 
 
-@_jit
+@jit
 def _encode_bits(bits: Any, out: Any) -> bool:
     worst = np.uint32(0)
     for j in range(bits.size):
@@ -101,7 +100,7 @@ def _encode_bits(bits: Any, out: Any) -> bool:
     return worst != np.uint32(0x7F80)
 
 
-@_jit
+@jit
 def _round_to_odd(values: Any, single: Any, bits: Any) -> None:
     for j in range(values.size):
         x = values[j]
@@ -123,7 +122,7 @@ def encode_bfloat16(values: Work, out: NDArray[np.uint16]) -> bool:
     return bool(_encode_bits(single.view(np.uint32), out))
 
 
-@_jit
+@jit
 def _all_finite(values: Any) -> bool:
     bad = 0
     for j in range(values.size):
@@ -136,7 +135,7 @@ def all_finite(values: Work) -> bool:
     return bool(_all_finite(values))
 
 
-@_jit
+@jit
 def subtract_base(experts: Any, base: Any) -> None:
     """Turn experts into task vectors, in place."""
     for i in range(experts.shape[0]):
@@ -145,23 +144,28 @@ def subtract_base(experts: Any, base: Any) -> None:
             row[j] -= base[j]
 
 
-@_jit
+@jit
 def weighted_sum(experts: Any, weights: Any, out: Any) -> None:
     """Out = sum of weights[i] * experts[i], in the order of the experts."""
+    odd = experts.shape[0] % 2
     for first in range(0, out.size, _TILE):
         part = out[first : first + _TILE]
-        row = experts[0, first : first + _TILE]
-        weight = weights[0]
-        for j in range(part.size):
-            part[j] = row[j] * weight
-        for i in range(1, experts.shape[0]):
-            row = experts[i, first : first + _TILE]
-            weight = weights[i]
+        row, other = experts[0, first : first + _TILE], experts[1 - odd, first : first + _TILE]
+        weight, second = weights[0], weights[1 - odd]
+        if odd:
             for j in range(part.size):
-                part[j] += row[j] * weight
+                part[j] = row[j] * weight
+        else:
+            for j in range(part.size):
+                part[j] = row[j] * weight + other[j] * second
+        for i in range(2 - odd, experts.shape[0], 2):  # two at a time: half the loads and stores
+            row, other = experts[i, first : first + _TILE], experts[i + 1, first : first + _TILE]
+            weight, second = weights[i], weights[i + 1]
+            for j in range(part.size):
+                part[j] = part[j] + row[j] * weight + other[j] * second
 
 
-@_jit
+@jit
 def _add_base(total: Any, base: Any, scale: Any, zero: Any) -> None:
     for j in range(total.size):
         t = total[j]
@@ -182,13 +186,13 @@ def _float_bits(values: Work) -> NDArray[np.uint32]:
     return single.view(np.uint32)
 
 
-@_jit
+@jit
 def _upper_histogram(bits: Any, counts: Any) -> None:
     for j in range(bits.size):
         counts[np.uint64(np.uint32(np.uint32(bits[j] & _MAGNITUDE) >> _HALF))] += 1
 
 
-@_jit
+@jit
 def _lower_histogram(bits: Any, prefix: Any, counts: Any) -> None:
     chosen = np.empty(_TILE, np.uint32)
     for first in range(0, bits.size, _TILE):
@@ -210,7 +214,7 @@ def magnitude_histogram(deltas: Work, prefix: int, counts: NDArray[np.int64]) ->
         _lower_histogram(_float_bits(deltas), np.uint32(prefix), counts)
 
 
-@_jit
+@jit
 def _magnitude_trim(deltas: Any, bits: Any, limit: Any, quota: int, zero: Any) -> Any:
     cut = np.empty(_TILE, deltas.dtype)
     used = np.int64(0)
@@ -246,7 +250,7 @@ def magnitude_trim(deltas: Work, threshold: int, quota: int) -> int:
     return int(_magnitude_trim(deltas, bits, np.uint32(threshold), quota, deltas.dtype.type(0)))
 
 
-@_jit
+@jit
 def _apply_keep(deltas: Any, keep: Any, scale: Any, zero: Any) -> None:
     for j in range(deltas.size):
         value = deltas[j] * scale
@@ -258,16 +262,18 @@ def apply_keep(deltas: Work, keep: Keep, scale: float) -> None:
     _apply_keep(deltas, keep, deltas.dtype.type(scale), deltas.dtype.type(0))
 
 
-@_jit
+@jit
 def _elect(deltas: Any, weights: Any, first: int, zero_positive: bool, zero: Any, one: Any, vote: Any) -> None:
     """Vote = the sign of the weighted sum, 1 or -1, from element `first` on."""
+    odd = deltas.shape[0] % 2
+    row, weight = deltas[0, first : first + vote.size], weights[0]
     for j in range(vote.size):
-        vote[j] = zero
-    for i in range(deltas.shape[0]):
-        row = deltas[i, first : first + vote.size]
-        weight = weights[i]
+        vote[j] = row[j] * weight if odd else zero
+    for i in range(odd, deltas.shape[0], 2):  # two at a time: half the loads and stores
+        row, other = deltas[i, first : first + vote.size], deltas[i + 1, first : first + vote.size]
+        weight, second = weights[i], weights[i + 1]
         for j in range(vote.size):
-            vote[j] += row[j] * weight
+            vote[j] = vote[j] + row[j] * weight + other[j] * second
     if zero_positive:
         for j in range(vote.size):
             vote[j] = one if vote[j] >= zero else -one
@@ -276,35 +282,50 @@ def _elect(deltas: Any, weights: Any, first: int, zero_positive: bool, zero: Any
             vote[j] = one if vote[j] > zero else -one
 
 
-@_jit
+@jit
+def _agreeing_sum(deltas: Any, weights: Any, first: int, vote: Any, zero: Any, part: Any) -> None:
+    """Part = sum of the weighted deltas that have the elected sign."""
+    odd = deltas.shape[0] % 2
+    row, weight = deltas[0, first : first + part.size], weights[0]
+    for j in range(part.size):
+        value = row[j] * weight
+        part[j] = value if odd and value * vote[j] > zero else zero
+    for i in range(odd, deltas.shape[0], 2):
+        row, other = deltas[i, first : first + part.size], deltas[i + 1, first : first + part.size]
+        weight, second = weights[i], weights[i + 1]
+        for j in range(part.size):
+            sign = vote[j]
+            value, next_value = row[j] * weight, other[j] * second
+            total = part[j] + (value if value * sign > zero else zero)
+            part[j] = total + (next_value if next_value * sign > zero else zero)
+
+
+@jit
+def _agreeing_weight(deltas: Any, weights: Any, first: int, vote: Any, zero: Any, share: Any) -> None:
+    """Share = sum of the weights of the deltas that have the elected sign."""
+    for j in range(share.size):
+        share[j] = zero
+    for i in range(deltas.shape[0]):
+        row, weight = deltas[i, first : first + share.size], weights[i]
+        for j in range(share.size):
+            share[j] += weight if row[j] * weight * vote[j] > zero else zero
+
+
+@jit
 def _consensus_sum(deltas: Any, weights: Any, mean: bool, zero_positive: bool, zero: Any, one: Any, out: Any) -> None:
     votes, shares = np.empty(_TILE, out.dtype), np.empty(_TILE, out.dtype)
     for first in range(0, out.size, _TILE):
         part = out[first : first + _TILE]
         vote, share = votes[: part.size], shares[: part.size]
         _elect(deltas, weights, first, zero_positive, zero, one, vote)
-        for j in range(part.size):
-            part[j] = zero
-            share[j] = zero
-        for i in range(deltas.shape[0]):
-            row = deltas[i, first : first + part.size]
-            weight = weights[i]
-            if mean:
-                for j in range(part.size):
-                    value = row[j] * weight
-                    agrees = value * vote[j] > zero
-                    part[j] += value if agrees else zero
-                    share[j] += weight if agrees else zero
-            else:
-                for j in range(part.size):
-                    value = row[j] * weight
-                    part[j] += value if value * vote[j] > zero else zero
+        _agreeing_sum(deltas, weights, first, vote, zero, part)
         if mean:
+            _agreeing_weight(deltas, weights, first, vote, zero, share)
             for j in range(part.size):
                 part[j] /= share[j] if share[j] != zero else one
 
 
-@_jit
+@jit
 def _consensus_max(deltas: Any, weights: Any, zero_positive: bool, zero: Any, one: Any, out: Any) -> None:
     votes, first_best, second_best = (
         np.empty(_TILE, out.dtype),
@@ -337,7 +358,7 @@ def consensus(deltas: Work, weights: Work, mode: int, zero_sign: int, out: Work)
         _consensus_sum(deltas, weights, mode == 1, zero_sign > 0, number(0), number(1), out)
 
 
-@_jit
+@jit
 def _sign_counts(deltas: Any, weights: Any, zero: Any) -> tuple[int, int]:
     votes = np.empty(_TILE, deltas.dtype)
     above, below = 0, 0

@@ -8,23 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from consilience.merging.kernels import BLOCK, LANES
+from consilience.merging.kernels.jit import jit
 
 __all__ = ["block_dots", "block_norms", "random_block_norms", "random_drop"]
 
 Work = NDArray[Any]
 
-_jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 _TILE = 1024  # elements of a temporary; a few of them stay in the first-level cache
 _M1 = np.uint32(0x7FEB352D)
 _M2 = np.uint32(0x846CA68B)
 _GOLDEN = np.uint32(0x9E3779B9)
 
 
-@_jit
+@jit
 def _mix(x: Any) -> Any:
     x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
     x = np.uint32(x * _M1)
@@ -33,32 +32,40 @@ def _mix(x: Any) -> Any:
     return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
 
 
-@_jit
-def _random_bits(low_key: Any, high_key: Any, start: int, out: Any) -> None:
+@jit
+def _draw(index: Any, low_key: Any, high_key: Any, fold: Any) -> Any:
+    return _mix(np.uint32(np.uint32(_mix(np.uint32(index ^ low_key)) ^ high_key) + fold))
+
+
+@jit
+def _random_drop(deltas: Any, low_key: Any, high_key: Any, start: int, threshold: Any, scale: Any, zero: Any) -> None:
     done = 0
-    while done < out.size:
-        first = start + done
-        low = first & 0xFFFFFFFF
-        fold = np.uint32(np.uint32(first >> 32) * _GOLDEN)
-        part = out[done : done + min(out.size - done, 0x100000000 - low)]
+    while done < deltas.size:
+        low = (start + done) & 0xFFFFFFFF
+        fold = np.uint32(np.uint32((start + done) >> 32) * _GOLDEN)
+        part = deltas[done : done + min(deltas.size - done, 0x100000000 - low)]
         index = np.uint32(low)
         for j in range(part.size):
-            x = np.uint32(_mix(np.uint32(index ^ low_key)) ^ high_key)
-            part[j] = _mix(np.uint32(x + fold))
+            value = part[j] * scale
+            part[j] = value if _draw(index, low_key, high_key, fold) < threshold else zero
             index = np.uint32(index + np.uint32(1))
         done += part.size
 
 
-@_jit
-def _random_drop(deltas: Any, low_key: Any, high_key: Any, start: int, threshold: Any, scale: Any, zero: Any) -> None:
-    bits = np.empty(_TILE, np.uint32)
-    for first in range(0, deltas.size, _TILE):
-        part = deltas[first : first + _TILE]
-        draws = bits[: part.size]
-        _random_bits(low_key, high_key, start + first, draws)
+@jit
+def _random_select(values: Any, low_key: Any, high_key: Any, start: int, threshold: Any, zero: Any, out: Any) -> None:
+    done = 0
+    while done < values.size:
+        low = (start + done) & 0xFFFFFFFF
+        fold = np.uint32(np.uint32((start + done) >> 32) * _GOLDEN)
+        last = done + min(values.size - done, 0x100000000 - low)
+        part, chosen = values[done:last], out[done:last]
+        index = np.uint32(low)
         for j in range(part.size):
-            value = part[j] * scale
-            part[j] = value if draws[j] < threshold else zero
+            value = part[j]
+            chosen[j] = value if _draw(index, low_key, high_key, fold) < threshold else zero
+            index = np.uint32(index + np.uint32(1))
+        done = last
 
 
 def random_drop(deltas: Work, key: int, start: int, threshold: int, scale: float) -> None:
@@ -71,7 +78,7 @@ def random_drop(deltas: Work, key: int, start: int, threshold: int, scale: float
     _random_drop(deltas, low_key, high_key, start, np.uint32(threshold), number(scale), number(0))
 
 
-@_jit
+@jit
 def _total(lanes: Any) -> float:
     total = lanes[0]
     for lane in range(1, LANES):
@@ -79,7 +86,7 @@ def _total(lanes: Any) -> float:
     return total
 
 
-@_jit
+@jit
 def block_dots(a: Any, b: Any, out: Any) -> None:
     """out[j] = float64 dot product of block j of a and b."""
     lanes = np.empty(LANES, np.float64)
@@ -93,7 +100,7 @@ def block_dots(a: Any, b: Any, out: Any) -> None:
         out[block] = _total(lanes)
 
 
-@_jit
+@jit
 def _add_norms(part: Any, lanes: Any) -> None:
     """Add the magnitudes of part to the running sums, lane by lane."""
     whole = part.size // LANES * LANES
@@ -106,7 +113,7 @@ def _add_norms(part: Any, lanes: Any) -> None:
         lanes[lane] += abs(np.float64(rest[lane]))
 
 
-@_jit
+@jit
 def block_norms(a: Any, out: Any) -> None:
     """out[j] = float64 sum of magnitudes of block j."""
     lanes = np.empty(LANES, np.float64)
@@ -116,11 +123,11 @@ def block_norms(a: Any, out: Any) -> None:
         out[block] = _total(lanes)
 
 
-@_jit
+@jit
 def _random_block_norms(
     a: Any, low_key: Any, high_key: Any, start: int, threshold: Any, zero: Any, whole: Any, kept: Any
 ) -> None:
-    bits, chosen = np.empty(_TILE, np.uint32), np.empty(_TILE, a.dtype)
+    chosen = np.empty(_TILE, a.dtype)
     lanes, kept_lanes = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
     for block in range(whole.size):
         lanes[:] = 0.0
@@ -128,10 +135,8 @@ def _random_block_norms(
         last = min((block + 1) * BLOCK, a.size)
         for first in range(block * BLOCK, last, _TILE):
             part = a[first : min(first + _TILE, last)]
-            draws, some = bits[: part.size], chosen[: part.size]
-            _random_bits(low_key, high_key, start + first, draws)
-            for j in range(part.size):
-                some[j] = part[j] if draws[j] < threshold else zero
+            some = chosen[: part.size]
+            _random_select(part, low_key, high_key, start + first, threshold, zero, some)
             _add_norms(part, lanes)
             _add_norms(some, kept_lanes)
         whole[block] = _total(lanes)

@@ -7,10 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from consilience.merging.kernels import LANES
+from consilience.merging.kernels.jit import jit
 
 __all__ = [
     "column_dots",
@@ -27,7 +27,6 @@ __all__ = [
 Work = NDArray[Any]
 Sums = NDArray[np.float64]
 
-_jit = njit(cache=True, nogil=True, boundscheck=False, error_model="numpy")
 _TILE = 1024  # elements of a temporary; a few of them stay in the first-level cache
 _M1 = np.uint32(0x7FEB352D)
 _M2 = np.uint32(0x846CA68B)
@@ -45,7 +44,7 @@ def _bits(values: Work) -> NDArray[np.uint32]:
     return values.astype(np.float32, copy=False).view(np.uint32)
 
 
-@_jit
+@jit
 def _insert(bits: Any, keys: Any, order: Any) -> None:
     size = bits.size
     for step in range(size):
@@ -60,7 +59,7 @@ def _insert(bits: Any, keys: Any, order: Any) -> None:
         order[place] = index
 
 
-@_jit
+@jit
 def _sort_row(bits: Any, keys: Any, order: Any, spare_keys: Any, spare_order: Any, counts: Any) -> Any:
     """Return the magnitudes of a row from small to large and where they were; of equals the highest index first."""
     size = bits.size
@@ -97,7 +96,7 @@ def _sort_row(bits: Any, keys: Any, order: Any, spare_keys: Any, spare_order: An
     return keys, order
 
 
-@_jit
+@jit
 def _rank_rows(bits: Any, row: int, out: Any) -> None:
     keys, spare_keys = np.empty(row, np.uint32), np.empty(row, np.uint32)
     order, spare_order = np.empty(row, np.uint32), np.empty(row, np.uint32)
@@ -115,7 +114,7 @@ def rank_rows(values: Work, row: int, out: NDArray[np.uint32]) -> None:
     _rank_rows(_bits(values), row, out)
 
 
-@_jit
+@jit
 def _mix(x: Any) -> Any:
     x = np.uint32(x ^ np.uint32(x >> np.uint32(16)))
     x = np.uint32(x * _M1)
@@ -124,7 +123,7 @@ def _mix(x: Any) -> Any:
     return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
 
 
-@_jit
+@jit
 def _ranked_keep(ranks: Any, thresholds: Any, low_key: Any, high_key: Any, start: int, out: Any) -> None:
     done = 0
     while done < out.size:
@@ -147,7 +146,7 @@ def ranked_keep(
     _ranked_keep(ranks, thresholds, np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), start, out)
 
 
-@_jit
+@jit
 def _band(deltas: Any, bits: Any, high: Any, high_quota: int, low: Any, low_quota: int, zero: Any) -> Any:
     cut = np.empty(_TILE, deltas.dtype)
     high_used, low_used = 0, 0
@@ -181,7 +180,7 @@ def magnitude_band(deltas: Work, high: int, high_quota: int, low: int, low_quota
     return int(used[0]), int(used[1])
 
 
-@_jit
+@jit
 def _row_band(deltas: Any, bits: Any, row: int, top: int, keep: int, zero: Any) -> None:
     keys, spare_keys = np.empty(row, np.uint32), np.empty(row, np.uint32)
     order, spare_order = np.empty(row, np.uint32), np.empty(row, np.uint32)
@@ -214,7 +213,7 @@ def row_band(deltas: Work, row: int, top: int, keep: int) -> None:
     _row_band(deltas, _bits(deltas), row, top, keep, deltas.dtype.type(0))
 
 
-@_jit
+@jit
 def _total(lanes: Any, count: int) -> float:
     total = lanes[0]
     for lane in range(1, count):
@@ -222,7 +221,7 @@ def _total(lanes: Any, count: int) -> float:
     return total
 
 
-@_jit
+@jit
 def _row_dots(a: Any, b: Any, row: int, out: Any) -> None:
     lanes = np.empty(LANES, np.float64)
     for r in range(out.size):
@@ -241,7 +240,7 @@ def row_dots(a: Work, b: Work, row: int, out: Sums) -> None:
     _row_dots(a, b, row, out)
 
 
-@_jit
+@jit
 def _row_norms(a: Any, row: int, out: Any) -> None:
     lanes = np.empty(LANES, np.float64)
     for r in range(out.size):
@@ -260,7 +259,7 @@ def row_norms(a: Work, row: int, out: Sums) -> None:
     _row_norms(a, row, out)
 
 
-@_jit
+@jit
 def column_dots(a: Any, b: Any, first: int, out: Any) -> None:
     """Add products to the columns they belong to, in order: out[(first + j) % columns] += a[j] * b[j] in float64."""
     column = first % out.size
@@ -274,7 +273,7 @@ def column_dots(a: Any, b: Any, first: int, out: Any) -> None:
         column = 0
 
 
-@_jit
+@jit
 def spread(deltas: Any, out: Any) -> None:
     """Out = standard deviation across experts of each element; exactly 0 where all are equal."""
     means, totals = np.empty(_TILE, np.float64), np.empty(_TILE, np.float64)
@@ -300,7 +299,7 @@ def spread(deltas: Any, out: Any) -> None:
             part[j] = np.sqrt(total[j] / count)
 
 
-@_jit
+@jit
 def _elected_mean(deltas: Any, weights: Any, floor: Any, zero: Any, one: Any, out: Any) -> None:
     votes, shares = np.empty(_TILE, out.dtype), np.empty(_TILE, out.dtype)
     for first in range(0, out.size, _TILE):
