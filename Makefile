@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_FLAGS := $(if $(FULL),--full,)
 
-.PHONY: help setup demo test test-slow check format bench reproduce clean
+.PHONY: help setup demo test test-slow check format bench clean
 
 help:
 	@echo "make demo       install, merge the bundled experts, evaluate, write build/demo/report.html (FULL=1: all queries)"
