@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from consilience.errors import ConsilienceError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import method_names
-from tests.golden.translate import Untranslated, translate
+from tests.golden.translate import Translation, Untranslated, find_translation, translate
 
 Tensors = dict[str, np.ndarray]
 
@@ -46,18 +46,33 @@ def run_case(path: Path) -> Outcome:
     groups = _grouped(load_file(path.with_suffix(".safetensors")))
     names = sorted((name for name in groups if name.startswith("expert")), key=lambda name: int(name[6:]))
     try:
-        parameters, masked = translate(method, facts["source"], facts["params"], len(names))
-        merged = merge_state_dicts(
-            method,
-            groups.get("base"),
-            {name: groups[name] for name in names},
-            masks=_masks(groups, names) if masked else None,
-            **parameters,
-        )
+        translation = find_translation(method, facts["source"])
+        parameters = translate(method, facts["source"], facts["params"], len(names))
+        merged = _merged(method, facts, groups, names, parameters, translation)
+        problems = differences(merged, groups["merged"], facts, groups.get("base"))
+        if translation.extra is not None:
+            problems += translation.extra(facts, groups, parameters, merged)
     except (Untranslated, ConsilienceError) as error:
         return Outcome(label, "failed", str(error))
-    problems = differences(merged, groups["merged"], facts, groups.get("base"))
     return Outcome(label, "failed" if problems else "passed", "; ".join(problems))
+
+
+def _merged(
+    method: str,
+    facts: Mapping[str, Any],
+    groups: Mapping[str, Tensors],
+    names: list[str],
+    parameters: Mapping[str, Any],
+    translation: Translation,
+) -> Mapping[str, Any]:
+    if translation.merge is not None:
+        return translation.merge(facts, groups, names, parameters)
+    given: dict[str, Any] = dict(parameters)
+    if translation.aux is not None:
+        given["aux"] = translation.aux(groups, names)
+    if translation.masks:
+        given["masks"] = _masks(groups, names)
+    return merge_state_dicts(method, groups.get("base"), {name: groups[name] for name in names}, **given)
 
 
 def _grouped(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensors]:

@@ -6,11 +6,15 @@ follow from one value; a parameter without a rule makes its case fail, so that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 Rule = Callable[[Any, int], dict[str, Any]]
+Groups = Mapping[str, Mapping[str, Any]]
 
 MERGEKIT = "arcee-ai/mergekit"
 TIES = "prateeky2806/ties-merging"
@@ -25,10 +29,19 @@ class Untranslated(Exception):
 
 @dataclass(frozen=True)
 class Translation:
-    """How one reference's parameters are said here; `masks`: the case supplies the random draws."""
+    """How one reference's parameters are said here.
+
+    `masks`: the case supplies the random draws. `aux`: the artefacts of a case, from its tensors by group and the
+    experts' names. `merge`: how the case is merged where one call of a method is not all of it; it gets the case, its
+    tensors by group, the experts' names and our parameters. `extra`: further checks; it gets the case, its tensors by
+    group, our parameters and the result, and returns problems.
+    """
 
     rules: Mapping[str, Rule]
     masks: bool = False
+    aux: Callable[[Groups, Sequence[str]], Mapping[str, Any]] | None = None
+    merge: Callable[[Mapping[str, Any], Groups, Sequence[str], Mapping[str, Any]], Mapping[str, Any]] | None = None
+    extra: Callable[[Mapping[str, Any], Groups, Mapping[str, Any], Mapping[str, Any]], list[str]] | None = None
 
 
 def same(name: str) -> Rule:
@@ -149,15 +162,30 @@ TABLE: Mapping[tuple[str, str], Translation] = {
 }
 
 
-def translate(method: str, source: str, parameters: Mapping[str, Any], experts: int) -> tuple[dict[str, Any], bool]:
-    """Return our parameters of a case and whether its masks are draws. Raises Untranslated."""
-    repository = source.split("@")[0]
-    translation = TABLE.get((method, repository))
-    if translation is None:
-        raise Untranslated(f"no row for {method!r} of {repository!r} in tests/golden/translate.py")
+@cache
+def table() -> Mapping[tuple[str, str], Translation]:
+    """Return all rows: those above and those of the modules in translations/."""
+    rows = dict(TABLE)
+    for path in sorted((Path(__file__).parent / "translations").glob("*.py")):
+        if not path.stem.startswith("_"):
+            rows.update(import_module(f"tests.golden.translations.{path.stem}").TABLE)
+    return rows
+
+
+def find_translation(method: str, source: str) -> Translation:
+    """Return the row of a method and the source of a case. Raises Untranslated."""
+    for repository in (source.split("@")[0], source.split(":")[0], source):
+        if found := table().get((method, repository)):
+            return found
+    raise Untranslated(f"no row for {method!r} of {source.split('@')[0]!r} in tests/golden/translate.py")
+
+
+def translate(method: str, source: str, parameters: Mapping[str, Any], experts: int) -> dict[str, Any]:
+    """Return our parameters of a case. Raises Untranslated."""
+    rules = find_translation(method, source).rules
     ours: dict[str, Any] = {}
     for name, value in parameters.items():
-        if name not in translation.rules:
-            raise Untranslated(f"no rule for the parameter {name!r} of {method!r} of {repository!r}")
-        ours.update(translation.rules[name](value, experts))
-    return ours, translation.masks
+        if name not in rules:
+            raise Untranslated(f"no rule for the parameter {name!r} of {method!r} of {source.split('@')[0]!r}")
+        ours.update(rules[name](value, experts))
+    return ours

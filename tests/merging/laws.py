@@ -22,6 +22,8 @@ def sample_parameters(method, experts, seed):
                 return float(rng.uniform(*NARROW.get(name, (0.3, 0.7))))
             if parameter.choices:
                 return parameter.choices[rng.integers(len(parameter.choices))]
+            if parameter.kind is str:
+                return parameter.default  # names of experts and regular expressions
             if parameter.kind is bool:
                 return bool(rng.integers(2))
             low = max(parameter.allowed.low if parameter.allowed else 0.2, 0.05)
@@ -51,6 +53,51 @@ def make_models(shapes, experts, seed, dtype="float32", spread=1e-2):
     return base, {name: tensors(base) for name in experts}
 
 
+def sample_aux(method, models, seed):
+    """Random valid artefacts for a method, for every floating-point tensor of the models (expert -> tensors)."""
+    rng = np.random.default_rng(seed)
+    first = next(iter(models.values()))
+    floats = {n: tuple(t.shape) for n, t in first.items() if "float" in str(t.dtype)}
+
+    def draw(declared, shape):
+        expected = declared.expected(shape) if declared.expected(shape) is not None else ()
+        values = rng.uniform(0.1, 1.0, expected).astype(np.float32)
+        if declared.shape == "gram":
+            rows = rng.standard_normal((2 * shape[-1] + 1, shape[-1]))
+            values = (rows.T @ rows / max(len(rows), 1)).astype(np.float32)
+        return values
+
+    def artefact(declared):
+        fits = {n: s for n, s in floats.items() if declared.shape not in ("gram", "columns") or len(s) == 2}
+        return {n: draw(declared, s) for n, s in fits.items()}
+
+    return {
+        kind: {name: artefact(declared) for name in models} if declared.per_expert else artefact(declared)
+        for kind, declared in find_method(method).aux.items()
+    }
+
+
+def write_aux(folder, aux, method):
+    """Write artefacts as recipes name them and return the recipe's `aux`."""
+    from safetensors.numpy import save_file
+
+    places = {}
+    for kind, held in aux.items():
+        groups = held if find_method(method).aux[kind].per_expert else {"": held}
+        for name, tensors in groups.items():
+            place = folder / f"{kind}-{name or 'all'}"
+            place.mkdir(parents=True, exist_ok=True)
+            save_file({n: np.ascontiguousarray(v) for n, v in tensors.items()}, place / f"{kind}.safetensors")
+            places.setdefault(kind, {})[name] = str(place)
+    return {kind: named[""] if set(named) == {""} else named for kind, named in places.items()}
+
+
+def merge(method, base, models, seed=0, **values):
+    """Merge in memory with random artefacts where the method needs some."""
+    aux = sample_aux(method, models, seed)
+    return merge_state_dicts(method, base, models, seed=seed, **({"aux": aux} if aux else {}), **values)
+
+
 def same_bytes(a, b):
     """Whether two state dicts hold the same names, shapes and bytes."""
     import torch
@@ -71,7 +118,7 @@ def check_idempotent(method, shapes, seed, dtype):
         values["normalize"] = True
     if method == "passthrough":
         values["scale"] = 1.0
-    merged = merge_state_dicts(method, base, dict.fromkeys(experts, base), seed=seed, **values)
+    merged = merge(method, base, dict.fromkeys(experts, base), seed=seed, **values)
     assert same_bytes(merged, base), method
 
 
@@ -81,7 +128,7 @@ def check_zero_weight(method, shapes, seed, dtype):
     base, models = make_models(shapes, experts, seed, dtype)
     values = sample_parameters(method, experts, seed)
     values["weight" if "weight" in values else "t"] = 0.0
-    merged = merge_state_dicts(method, base, models, seed=seed, **values)
+    merged = merge(method, base, models, seed=seed, **values)
     assert same_bytes(merged, base), method
 
 
@@ -90,6 +137,8 @@ def check_permutation(method, shapes, seed, dtype):
     experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
     base, models = make_models(shapes, experts, seed, dtype)
     values = sample_parameters(method, experts, seed)
+    aux = sample_aux(method, models, seed)
+    values = {**values, **({"aux": aux} if aux else {})}
     one = merge_state_dicts(method, base, models, seed=seed, **values)
     other = merge_state_dicts(method, base, dict(reversed(models.items())), seed=seed, **values)
     assert same_bytes(one, other), method
@@ -106,8 +155,8 @@ def check_scale(method, shapes, seed, dtype):
     values = sample_parameters(method, experts, seed)
     if "guard" in values:
         values["guard"] = "relative"  # the published guards are absolute
-    one = merge_state_dicts(method, base, models, seed=seed, **values)
-    twice = merge_state_dicts(
+    one = merge(method, base, models, seed=seed, **values)
+    twice = merge(
         method,
         {k: v * 4 for k, v in base.items()},
         {n: {k: v * 4 for k, v in m.items()} for n, m in models.items()},

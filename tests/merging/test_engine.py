@@ -17,15 +17,20 @@ from consilience.merging.method import find_method, method_names
 from consilience.merging.recipe import Recipe, load_recipe, parse_recipe
 from consilience.merging.task import merge_tensor
 from tests.merging.checkpoints import llama_tensors, make_family, read_weights, weight_bytes, write_model
-from tests.merging.laws import same_bytes, sample_parameters
+from tests.merging.laws import same_bytes, sample_aux, sample_parameters, write_aux
 
 
 def recipe_for(method, folders, seed=3):
     experts = {n: str(f) for n, f in folders.items() if n != "base"}
     experts = dict(list(experts.items())[: find_method(method).max_experts or 3])
     values = sample_parameters(method, list(experts), seed)
-    base = {} if find_method(method).base == "none" else {"base": str(folders["base"])}
-    return Recipe(method=method, experts=experts, parameters=values, seed=seed, **base), values, list(experts)
+    keys = {} if find_method(method).base == "none" else {"base": str(folders["base"])}
+    aux = sample_aux(method, {name: read_weights(folders[name]) for name in experts}, seed)
+    if aux:
+        keys["aux"] = write_aux(folders["base"].parent / "aux", aux, method)
+        values = {**values, "aux": aux}
+    parameters = {name: value for name, value in values.items() if name != "aux"}
+    return Recipe(method=method, experts=experts, parameters=parameters, seed=seed, **keys), values, list(experts)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

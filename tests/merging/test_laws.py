@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from consilience.errors import RecipeError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method, method_names
-from tests.merging.laws import CHECKS, make_models, same_bytes, sample_parameters
+from tests.merging.laws import CHECKS, make_models, merge, same_bytes, sample_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:breadcrumbs:UserWarning", "ignore:model_stock:UserWarning")
 
@@ -36,9 +36,9 @@ def test_chunk_size_never_changes_a_byte(method):
     experts = ["a", "b", "c"][: find_method(method).max_experts or 3]
     base, models = make_models({"w": (130, 100), "v": (5000,)}, experts, 1, "bfloat16")
     values = sample_parameters(method, experts, 1)
-    whole = merge_state_dicts(method, base, models, seed=1, chunk=1 << 20, **values)
+    whole = merge(method, base, models, seed=1, chunk=1 << 20, **values)
     for chunk in (1, 4096, 8192, 12288):
-        assert same_bytes(merge_state_dicts(method, base, models, seed=1, chunk=chunk, **values), whole), chunk
+        assert same_bytes(merge(method, base, models, seed=1, chunk=chunk, **values), whole), chunk
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -48,7 +48,7 @@ def test_degenerate_tensors(method):
     base["ids"] = models["a"]["ids"] = np.arange(5)
     for model in models.values():
         model["ids"] = np.arange(5)
-    merged = merge_state_dicts(method, base, models, **sample_parameters(method, experts, 2))
+    merged = merge(method, base, models, **sample_parameters(method, experts, 2))
     assert {k: tuple(v.shape) for k, v in merged.items()} == {k: tuple(v.shape) for k, v in base.items()}
     assert (merged["ids"] == np.arange(5)).all()
     assert all(np.isfinite(np.asarray(v, np.float64)).all() for v in merged.values())

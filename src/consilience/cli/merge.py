@@ -15,6 +15,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be new, empty or an earlier merge.")],
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: all processors).")] = None,
     budget: Annotated[float | None, typer.Option(help="Stop after this many seconds; run again to resume.")] = None,
+    device: Annotated[str, typer.Option(help="Where matrix methods compute: cpu, cuda, cuda:1.")] = "cpu",
     strict: Annotated[bool, typer.Option("--strict", help="Unknown keys of mergekit recipes are errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
@@ -26,7 +27,7 @@ def merge(
     for warning in loaded.request.warnings:
         note(f"warning: {warning}")
     limits = Budget(wall_seconds=budget) if budget is not None else None
-    result = loaded.run(out, workers=threads, budget=limits, progress=False if as_json else None)
+    result = loaded.run(out, workers=threads, budget=limits, progress=False if as_json else None, device=device)
     for notice in result.notices:
         if notice not in loaded.request.warnings:
             note(f"note: {notice}")

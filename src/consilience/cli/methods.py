@@ -31,4 +31,6 @@ def methods(
         for key, p in chosen[0]["parameters"].items()
     ]
     show_table("parameters", ("name", "value", "default"), rows)
+    for kind, aux in chosen[0]["aux"].items():
+        print(f"needs aux: {kind} ({'one per expert' if aux['per_expert'] else 'one for all experts'})")
     print(f"laws: {', '.join(chosen[0]['laws'])}")

@@ -8,7 +8,7 @@ from typing import Any
 from consilience.errors import Problems, did_you_mean
 from consilience.merging.method import Method, Parameter
 
-__all__ = ["bind_parameters", "check_method", "check_value", "unknown_parameters"]
+__all__ = ["bind_parameters", "check_method", "check_value", "chosen_index", "unknown_parameters"]
 
 
 def check_method(method: Method, experts: int, *, has_base: bool) -> list[str]:
@@ -40,6 +40,16 @@ def check_value(parameter: Parameter, value: Any, where: str, problems: Problems
     return checked
 
 
+def chosen_index(name: str, value: Any, order: Sequence[str], problems: Problems) -> int:
+    """Return the place of an expert that a parameter names, -1 where it names none."""
+    if not value:
+        return -1
+    if value not in order:
+        problems.add(f"parameters.{name}: unknown expert {value!r}{did_you_mean(str(value), order)}")
+        return -1
+    return list(order).index(value)
+
+
 def bind_parameters(
     method: Method, written: Mapping[str, Any], order: tuple[str, ...], given: tuple[str, ...], problems: Problems
 ) -> dict[str, Any]:
@@ -64,6 +74,8 @@ def bind_parameters(
             )
         else:
             bound[name] = check_value(parameter, values[name], f"parameters.{name}", problems)
+        if parameter.chosen:
+            bound[name] = chosen_index(name, bound[name], order, problems)
     if not problems:
         try:
             method.build(bound)

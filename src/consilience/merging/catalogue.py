@@ -36,5 +36,6 @@ def _entry(name: str) -> dict[str, Any]:
         "base": method.base,
         "experts": [method.min_experts, method.max_experts],
         "parameters": parameters,
+        "aux": {kind: {"per_expert": a.per_expert, "shape": a.shape} for kind, a in method.aux.items()},
         "laws": sorted(method.laws),
     }

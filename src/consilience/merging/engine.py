@@ -33,9 +33,10 @@ from consilience.merging.adapter_output import (
     total_error,
 )
 from consilience.merging.card import model_card
+from consilience.merging.device import check_device, torch_threads
 from consilience.merging.global_scope import model_statistics
 from consilience.merging.plan import Plan
-from consilience.merging.task import DEFAULT_CHUNK, TensorTask, merge_tensor
+from consilience.merging.task import DEFAULT_CHUNK, TensorTask, makes_whole, merge_tensor
 
 __all__ = ["MergeResult", "run_plan"]
 
@@ -61,20 +62,25 @@ def run_plan(
     budget: Budget | None = None,
     progress: bool | None = None,
     chunk: int = DEFAULT_CHUNK,
+    device: str = "cpu",
 ) -> MergeResult:
     """Execute a plan that has an output folder; running the same plan again resumes it, or returns what is there.
+
+    `device` is where methods that see whole matrices compute ("cpu", "cuda", "cuda:1"); others never leave the CPU.
 
     Raises NonFiniteError, StorageError, VerificationError, BudgetError, CancelledError; nothing is published then.
     """
     assert plan.out is not None, "plan with out=..."
     started, cpu_started = time.monotonic(), time.process_time()
+    if any(makes_whole(task) for task in plan.tasks):
+        check_device(device)
     if finished := _already_there(plan):
         clear_published(plan.out)
         return MergeResult(plan.out, finished, 0.0, 0.0, True, plan.notices, finished.get("truncation_error"))
     with Job(plan.out, kind="merge", request={"plan": plan.identity}, budget=budget) as job:
         for stage in plan.stages:
-            run_plan(stage, budget=budget, progress=progress, chunk=chunk)
-        run = _Run(plan, job, chunk)
+            run_plan(stage, budget=budget, progress=progress, chunk=chunk, device=device)
+        run = _Run(plan, job, chunk, device)
         total = plan.read_bytes + plan.write_bytes
         with Progress(total, "B", f"merging ({plan.request.method})", enabled=progress) as bar, _noted() as noted:
             run.merge(bar)
@@ -129,15 +135,17 @@ def _cost(task: TensorTask) -> int:
 class _Run:
     """One execution: what the threads share."""
 
-    def __init__(self, plan: Plan, job: Job, chunk: int) -> None:
+    def __init__(self, plan: Plan, job: Job, chunk: int, device: str) -> None:
         self.plan = plan
         self.job = job
         self.chunk = chunk
+        self.device = device
         self.writer = CheckpointWriter(job.work, plan.shards)
         self.planned = self.writer.planned()
         self.checksums: dict[str, str] = {}
         self.inputs: dict[str, dict[str, str]] = {name: {} for name in plan.models}
         self.factors: dict[str, dict[str, float]] = {}
+        self.facts: dict[str, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
 
     def merge(self, bar: Progress) -> None:
@@ -153,6 +161,7 @@ class _Run:
             chunk=self.chunk,
             check=self.job.check,
             advance=bar.advance,
+            device=self.device,
         )
         pending.sort(key=lambda t: (-t.numel, t.name))  # large ones first, so that no thread ends with one
 
@@ -164,8 +173,14 @@ class _Run:
                 self._merge(task, statistics.get(task.name))
             bar.advance(_cost(task))
 
-        for _ in run_tasks(one, pending, workers=self.plan.workers):
+        at_once = [makes_whole(t) for t in pending]
+        for _ in run_tasks(one, [t for t, w in zip(pending, at_once, strict=True) if not w], workers=self.plan.workers):
             pass
+        matrices = [t for t, w in zip(pending, at_once, strict=True) if w]
+        if matrices:
+            with torch_threads(self.plan.workers):
+                for task in matrices:  # one at a time: each fills memory and processors by itself
+                    one(task)
 
     def _wanted(self, task: TensorTask) -> bool:
         if self.plan.request.adapter is None:
@@ -188,6 +203,8 @@ class _Run:
                 self.inputs.setdefault(model, {}).update(tensors)
             if "factor" in entry:
                 self.factors[entry["key"]] = entry["factor"]
+            if "facts" in entry:
+                self.facts[entry["key"]] = entry["facts"]
 
     def _record(self, task: TensorTask, checksums: Mapping[str, str], **facts: Any) -> None:
         self.job.record(task.name, durable=False, checksums=checksums, **facts)
@@ -201,10 +218,19 @@ class _Run:
 
     def _merge(self, task: TensorTask, statistics: dict[str, Any] | None) -> None:
         write = self._write(task.name, DTYPES[task.dtype].itemsize)
-        digest, read = merge_tensor(task, write, statistics=statistics, chunk=self.chunk, check=self.job.check)
+        told: dict[str, Any] = {}
+        digest, read = merge_tensor(
+            task,
+            write,
+            statistics=statistics,
+            chunk=self.chunk,
+            check=self.job.check,
+            device=self.device,
+            facts=told,
+        )
         names = (*task.expert_names, task.base_name) if task.copy is None else ("copied",)
         inputs = {n: {task.name: h} for n, h in zip(names, read, strict=False) if h}
-        self._record(task, {task.name: digest}, inputs=inputs)
+        self._record(task, {task.name: digest}, inputs=inputs, **({"facts": told} if told else {}))
 
     def _factor(self, task: TensorTask, statistics: dict[str, Any] | None) -> None:
         output = self.plan.request.adapter
@@ -248,6 +274,12 @@ class _Run:
         adapters = [[file_xxh3(f.path) for f in a.files] for a in self.plan.models[name].adapters]
         return fingerprint({"tensors": self.inputs[name], "adapters": adapters})
 
+    def _tolerance(self) -> str:
+        """Say how closely the same recipe gives the same numbers elsewhere."""
+        if any(makes_whole(task) for task in self.plan.tasks):
+            return f"1e-4 of the largest change of a tensor (matrix computations in PyTorch on {self.device})"
+        return "exact bytes" if self.plan.request.adapter is None else "1e-5 relative (singular values)"
+
     def _manifest(
         self, truncation: float | None, carried: list[str], seconds: float, cpu_seconds: float
     ) -> dict[str, Any]:
@@ -260,7 +292,7 @@ class _Run:
             "method": plan.request.method,
             "seed": plan.request.seed,
             "recipe": plan.request.text,
-            "tolerance": "exact bytes" if plan.request.adapter is None else "1e-5 relative (singular values)",
+            "tolerance": self._tolerance(),
             "models": {
                 name: {
                     "reference": model.reference,
@@ -279,6 +311,8 @@ class _Run:
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu_seconds, 3),
         }
+        if self.facts:
+            manifest["tensors"] = {name: dict(told) for name, told in sorted(self.facts.items())}
         if truncation is not None:
             manifest["truncation_error"] = truncation
             manifest["factors"] = self.factors

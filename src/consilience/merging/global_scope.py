@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from consilience.core.executor import run_tasks
-from consilience.merging.steps import Statistics
+from consilience.merging.steps import Statistics, WholeSurvey
 from consilience.merging.task import DEFAULT_CHUNK, TensorTask, survey_tensor
 
 __all__ = ["model_statistics"]
@@ -18,6 +18,7 @@ def model_statistics(
     chunk: int = DEFAULT_CHUNK,
     check: Callable[[], None] = lambda: None,
     advance: Callable[[float], None] = lambda amount: None,
+    device: str = "cpu",
 ) -> dict[str, Statistics]:
     """Return the statistics of every tensor whose method keeps them globally; empty where none does.
 
@@ -35,10 +36,11 @@ def model_statistics(
 
         def one(place: int, index: int = index) -> object:
             task, steps = chosen[place]
-            state = survey_tensor(task, steps, index, known[place], chunk, check)
+            state = survey_tensor(task, steps, index, known[place], chunk, check, device)
             advance(task.pass_bytes)
             return state
 
-        states = [state for _, state in run_tasks(one, range(len(chosen)), workers=workers)]
+        at_once = 1 if isinstance(survey, WholeSurvey) else workers
+        states = [state for _, state in run_tasks(one, range(len(chosen)), workers=at_once)]
         survey.finish(states, sizes, known)
     return {task.name: statistics for (task, _), statistics in zip(chosen, known, strict=True)}

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.checkpoints.dtypes import DTYPES, decode, dtype_from_name, torch_name
-from consilience.checkpoints.sources import Stored
+from consilience.checkpoints.sources import Source, Stored
 from consilience.errors import Problems, RecipeError
+from consilience.merging.artefacts import attach_artefacts
 from consilience.merging.binding import bind_parameters, check_method
+from consilience.merging.device import check_device
 from consilience.merging.global_scope import model_statistics
-from consilience.merging.method import find_method
-from consilience.merging.task import DEFAULT_CHUNK, TensorTask, merge_tensor
+from consilience.merging.method import Method, find_method
+from consilience.merging.task import DEFAULT_CHUNK, TensorTask, makes_whole, merge_tensor
 
 __all__ = ["InMemory", "merge_state_dicts"]
 
@@ -96,6 +98,9 @@ def merge_state_dicts(
     seed: int = 0,
     chunk: int = DEFAULT_CHUNK,
     masks: Mapping[str, Mapping[str, NDArray[np.bool_]]] | None = None,
+    aux: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "cpu",
+    facts: dict[str, dict[str, Any]] | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Merge state dicts (name to array) and return the merged one.
@@ -107,7 +112,9 @@ def merge_state_dicts(
     Arrays are NumPy arrays or PyTorch tensors of any float type; the result has the type of the base (else of the
     first expert). Integer and boolean tensors are copied. Per-expert parameters take one value, {expert: value} or a
     sequence; `lambda` is passed as **{"lambda": ...} or lambda_=.... A sequence of experts is named "0", "1", ....
-    `masks[expert][tensor]` replaces the random draws of methods that drop entries.
+    `masks[expert][tensor]` replaces the random draws of methods that drop entries. `aux` are the artefacts a method
+    needs: aux[kind][expert][tensor] or, where all experts share one, aux[kind][tensor]. `device` is where matrix
+    methods compute. `facts` is filled with what the method tells of single tensors (an objective, say).
 
     Raises RecipeError listing all problems: unknown method or parameter, names or shapes that differ.
     """
@@ -129,8 +136,12 @@ def merge_state_dicts(
         _task(tensor, declared.name, bound, sources, bases, next(iter(named)), seed, masks, problems)
         for tensor in reference
     ]
+    given = {kind: _artefacts(declared, kind, held, order) for kind, held in (aux or {}).items()}
+    tasks = attach_artefacts(tasks, declared, given, problems)
     problems.raise_if_any(RecipeError, method)
-    statistics = model_statistics(tasks, chunk=chunk)
+    if any(makes_whole(task) for task in tasks):
+        check_device(device)
+    statistics = model_statistics(tasks, chunk=chunk, device=device)
     merged: dict[str, Any] = {}
     for task in tasks:
         out = np.empty(task.numel, DTYPES[task.dtype].storage)
@@ -138,9 +149,23 @@ def merge_state_dicts(
         def write(start: int, raw: NDArray[Any], out: NDArray[Any] = out) -> None:
             out[start : start + raw.size] = raw
 
-        merge_tensor(task, write, statistics=statistics.get(task.name), chunk=chunk, hash_inputs=False)
+        known = statistics.get(task.name)
+        told: dict[str, Any] = {}
+        merge_tensor(task, write, statistics=known, chunk=chunk, hash_inputs=False, device=device, facts=told)
+        if facts is not None and told:
+            facts[task.name] = told
         merged[task.name] = _result(out, task.dtype, task.shape, reference[task.name])
     return merged
+
+
+def _artefacts(
+    method: Method, kind: str, held: Mapping[str, Any], order: tuple[str, ...]
+) -> tuple[Mapping[str, Source], ...]:
+    """Return the artefacts of one kind as sources: one mapping per expert, or a single one."""
+    declared = method.aux.get(kind)
+    if declared is None or not declared.per_expert:
+        return ({tensor: _source(value) for tensor, value in held.items()},)
+    return tuple({tensor: _source(value) for tensor, value in held.get(name, {}).items()} for name in order)
 
 
 def _task(

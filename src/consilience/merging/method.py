@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -19,11 +20,14 @@ from consilience.errors import RecipeError, did_you_mean
 from consilience.merging.steps import Steps
 
 __all__ = [
+    "Aux",
     "Between",
+    "Chosen",
     "Law",
     "Method",
     "Parameter",
     "PerExpert",
+    "Regex",
     "Share",
     "each",
     "find_method",
@@ -58,6 +62,40 @@ PerExpert = Annotated[tuple[T, ...], PER_EXPERT]
 Share = Annotated[float, Between(0.0, 1.0)]
 
 
+class _Regex:
+    pass
+
+
+class _Chosen:
+    pass
+
+
+Regex = Annotated[str, _Regex()]
+"""A regular expression, matched from the start of tensor names; empty: not given."""
+
+Chosen = Annotated[int, _Chosen()]
+"""One of the experts: its name in recipes (empty, the default: none); the method gets its index, or -1 for none."""
+
+
+@dataclass(frozen=True)
+class Aux:
+    """An artefact that a method needs beside the weights: measured on data, found by the name of the tensor.
+
+    `per_expert`: each expert has its own. `shape`: that of the tensor ("same"), a square matrix over its last axis
+    ("gram"), a vector over it ("columns"), a single number ("scalar"), or "any". `every`: each merged tensor must
+    have one.
+    """
+
+    per_expert: bool = True
+    shape: Literal["same", "gram", "columns", "scalar", "any"] = "same"
+    every: bool = True
+
+    def expected(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape for a tensor of this shape, None where any is right."""
+        last = shape[-1:]
+        return {"same": shape, "gram": last * 2, "columns": last, "scalar": (), "any": None}[self.shape]
+
+
 class each(tuple[T, ...]):
     """The default of a per-expert parameter: this value for each expert."""
 
@@ -78,9 +116,15 @@ class Parameter:
     default: Any
     allowed: Between | None = None
     choices: tuple[str, ...] = ()
+    regex: bool = False
+    chosen: bool = False
 
     def describe(self) -> str:
         """Return type and range in words, as help and error messages show them."""
+        if self.chosen:
+            return "the name of an expert"
+        if self.regex:
+            return "a regular expression"
         if self.choices:
             return "one of " + ", ".join(self.choices)
         words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[self.kind]
@@ -89,6 +133,11 @@ class Parameter:
     def check(self, value: Any) -> tuple[Any, str | None]:
         """Return the value in its type and None, or the value and what is wrong with it."""
         wrong = f"{value!r} is not {self.describe()}"
+        if self.regex and isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                return value, f"{wrong}: {error}"
         if self.choices:
             return (value, None) if value in self.choices else (value, wrong + did_you_mean(str(value), self.choices))
         if self.kind is bool:
@@ -113,6 +162,7 @@ class Method:
     max_experts: int | None
     laws: frozenset[str]
     parameters: Mapping[str, Parameter]
+    aux: Mapping[str, Aux] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -139,12 +189,14 @@ class Method:
 
 
 def _parameter(name: str, hint: Any, default: Any) -> Parameter:
-    per_expert = False
+    per_expert = regex = chosen = False
     allowed: Between | None = None
     choices: tuple[str, ...] = ()
     while get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         per_expert = per_expert or PER_EXPERT in extras
+        regex = regex or any(isinstance(e, _Regex) for e in extras)
+        chosen = chosen or any(isinstance(e, _Chosen) for e in extras)
         allowed = next((e for e in extras if isinstance(e, Between)), allowed)
         if per_expert and get_origin(hint) is tuple:
             hint = get_args(hint)[0]
@@ -152,13 +204,19 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
         choices = get_args(hint)
         hint = str
     required = default is inspect.Parameter.empty
-    return Parameter(
-        name.rstrip("_"), name, hint, per_expert, required, None if required else default, allowed, choices
-    )
+    if chosen:
+        hint, default = str, default if required else ""
+    value = None if required else default
+    return Parameter(name.rstrip("_"), name, hint, per_expert, required, value, allowed, choices, regex, chosen)
 
 
 def method(
-    *, base: BaseRule, laws: tuple[Law, ...], min_experts: int = 1, max_experts: int | None = None
+    *,
+    base: BaseRule,
+    laws: tuple[Law, ...],
+    min_experts: int = 1,
+    max_experts: int | None = None,
+    aux: Mapping[str, Aux] | None = None,
 ) -> Callable[[Callable[..., Steps]], Method]:
     """Declare a merging method; the decorated function binds parameters and returns the steps.
 
@@ -179,6 +237,7 @@ def method(
             max_experts,
             frozenset(laws),
             {p.name: p for p in parameters},
+            dict(aux or {}),
         )
 
     return declare

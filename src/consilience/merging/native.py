@@ -26,6 +26,7 @@ KEYS = (
     "experts",
     "parameters",
     "tensors",
+    "aux",
     "seed",
     "dtype",
     "tokenizer",
@@ -80,6 +81,7 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
         tokenizer=_tokenizer(content.get("tokenizer"), models, problems),
         chat_template=_chat_template(content, problems),
         adapter=_adapter(output, problems),
+        aux=_aux(content.get("aux"), problems),
         seed=seed,
         origin=origin,
         folder=folder,
@@ -189,6 +191,20 @@ def _patterns(tensors: Mapping[str, Any], key: str, problems: Problems) -> tuple
         problems.add(f"tensors.{key}: expected a pattern or a list of patterns, found {value!r}")
         return ()
     return tuple(patterns)
+
+
+def _aux(value: Any, problems: Problems) -> dict[str, dict[str, str]]:
+    if value is not None and not isinstance(value, Mapping):
+        problems.add(f"aux: expected {{kind: FOLDER}} or {{kind: {{expert: FOLDER}}}}, found {value!r}")
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for kind, places in (value or {}).items():
+        named = places if isinstance(places, Mapping) else {"": places}
+        for expert, place in named.items():
+            if not isinstance(place, str):
+                problems.add(f"aux.{kind}{f'.{expert}' if expert else ''}: {place!r} is not a path")
+        found[str(kind)] = {str(expert): str(place) for expert, place in named.items()}
+    return found
 
 
 def _dtype(value: Any, problems: Problems) -> str | None:

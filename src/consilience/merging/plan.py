@@ -18,6 +18,7 @@ from consilience.core.hashing import fingerprint
 from consilience.core.jobs import check_output, partial_folder
 from consilience.errors import Problems, RecipeError
 from consilience.merging.adapter_output import adapter_tensors
+from consilience.merging.artefacts import attach_artefacts, check_artefacts, open_artefacts
 from consilience.merging.binding import check_method, unknown_parameters
 from consilience.merging.building import TaskBuilder
 from consilience.merging.filters import unmatched_filters
@@ -26,7 +27,7 @@ from consilience.merging.method import find_method
 from consilience.merging.opening import first_model, open_models, own_inputs
 from consilience.merging.output_config import output_config
 from consilience.merging.request import MergeRequest
-from consilience.merging.task import DEFAULT_CHUNK, TensorTask
+from consilience.merging.task import DEFAULT_CHUNK, TensorTask, makes_whole
 from consilience.merging.vocabulary import plan_vocabulary
 
 __all__ = ["Plan", "make_plan"]
@@ -139,6 +140,8 @@ def _make(
     for experts, base in parts:
         problems.extend(check_method(method, len(experts), has_base=base is not None))
     problems.extend(unknown_parameters(method, sorted(request.parameters.names())))
+    problems.extend(check_artefacts(method, request.aux, request.experts))
+    artefacts = open_artefacts(request, method, problems)
     problems.extend(own_inputs(out, models) if out is not None else ())
     problems.raise_if_any(RecipeError, request.origin)
     notices = list(request.warnings)
@@ -151,6 +154,9 @@ def _make(
     builder = TaskBuilder(request, method, models, vocabulary.tensors, problems, notices)
     tasks = tuple(builder.task(origin) for origin in origins)
     builder.finish()
+    problems.raise_if_any(RecipeError, request.origin)
+    held = {kind: [opened.tensors for opened in found] for kind, found in artefacts.items()}
+    tasks = tuple(attach_artefacts(tasks, method, held, problems))
     problems.raise_if_any(RecipeError, request.origin)
     config = output_config(donor, models, tasks, layers, vocabulary.config, notices)
     try:
@@ -176,7 +182,7 @@ def _make(
         write_bytes,
         _peak_memory(tasks, threads),
         threads,
-        _identity(request, models, tasks, shards, stages),
+        _identity(request, models, artefacts, tasks, shards, stages),
         stages,
     )
 
@@ -208,19 +214,24 @@ def _passes(task: TensorTask) -> int:
 
 
 def _peak_memory(tasks: tuple[TensorTask, ...], workers: int) -> int:
-    """Chunks of every thread, and what computed sources hold (whole factors of adapters)."""
+    """Chunks of every thread and what computed sources hold (factors of adapters), or four copies of a tensor."""
     worst = 0
+    largest = 0
     for task in tasks:
+        if makes_whole(task):
+            largest = max(largest, 4 * task.numel * max(np.dtype(task.work).itemsize, 4))
+            continue
         width = np.dtype(task.work).itemsize if task.copy is None else 8
         chunk = min(DEFAULT_CHUNK, max(task.numel, 1))
         computed = sum(4 * s.nbytes for source in task.sources for s in source.inputs()[1:])
         worst = max(worst, chunk * width * (len(task.sources) + 4) + min(computed, 1 << 26))
-    return workers * worst
+    return max(workers * worst, largest)
 
 
 def _identity(
     request: MergeRequest,
     models: Mapping[str, Checkpoint],
+    artefacts: Mapping[str, list[Checkpoint]],
     tasks: tuple[TensorTask, ...],
     shards: tuple[Shard, ...],
     stages: tuple[Plan, ...],
@@ -229,6 +240,7 @@ def _identity(
         {
             "plan": PLAN_VERSION,
             "models": {name: model.fingerprint for name, model in models.items()},
+            **({"aux": {k: [c.fingerprint for c in found] for k, found in artefacts.items()}} if artefacts else {}),
             "tasks": [
                 [t.name, t.shape, t.dtype, t.method, dict(t.parameters), t.expert_names, t.seed, str(t.sources)]
                 if t.copy is None

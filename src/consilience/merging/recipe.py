@@ -35,7 +35,7 @@ class Recipe:
       weight: 0.5
     <BLANKLINE>
 
-    The keys are those of a recipe file: method, base, experts, parameters, tensors, seed, dtype, tokenizer,
+    The keys are those of a recipe file: method, base, experts, parameters, tensors, aux, seed, dtype, tokenizer,
     chat_template, output. Raises RecipeError listing all problems.
     """
 
@@ -72,11 +72,15 @@ class Recipe:
         workers: int | None = None,
         budget: Budget | None = None,
         progress: bool | None = None,
+        device: str = "cpu",
     ) -> MergeResult:
-        """Plan and merge into the folder `out`; the same call resumes after an interruption."""
+        """Plan and merge into the folder `out`; the same call resumes after an interruption.
+
+        device: where methods that see whole matrices compute, "cpu" or "cuda".
+        """
         from consilience.merging.engine import run_plan
 
-        return run_plan(self.plan(out, workers=workers), budget=budget, progress=progress)
+        return run_plan(self.plan(out, workers=workers), budget=budget, progress=progress, device=device)
 
 
 def load_recipe(path: str | Path, *, strict: bool = False) -> Recipe:

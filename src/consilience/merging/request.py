@@ -65,6 +65,7 @@ class MergeRequest:
     safetensors names ("BF16"). `merge`/`copy` are name patterns: copied tensors come from the base (else the first
     expert). `stages` are named merges that run first and can be referred to as models. `slices` is None for whole
     models. `required` names parameters that must be given although the method has a default (mergekit's `weight`).
+    `aux` are places of artefacts by kind and expert ("" where all experts share one).
     `warnings` are to be shown to the user.
     """
 
@@ -82,6 +83,7 @@ class MergeRequest:
     tokenizer: TokenizerRule | None = None
     chat_template: str | None = None
     adapter: AdapterOutput | None = None
+    aux: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seed: int = 0
     stages: tuple[tuple[str, MergeRequest], ...] = ()
     warnings: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from consilience.errors import Problems
-from consilience.merging.binding import check_value
+from consilience.merging.binding import check_value, chosen_index
 from consilience.merging.layout import Origin
 from consilience.merging.method import Method, Parameter
 from consilience.merging.parameters import MISSING, Filters, Form, Gradient
@@ -37,6 +37,8 @@ class Resolver:
                 values[name] = tuple(self._value(parameter, origin, expert) for expert in order)
             else:
                 values[name] = self._value(parameter, origin, None)
+            if parameter.chosen:
+                values[name] = chosen_index(name, values[name], order, self.problems)
         self._try(values, order)
         return values
 

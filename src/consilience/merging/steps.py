@@ -6,18 +6,30 @@ method, and the in-memory merge drives the same steps, so both give the same byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consilience.merging.kernels import BLOCK, kernels
 
-__all__ = ["Chunk", "Statistics", "Steps", "Survey", "blocks_of"]
+if TYPE_CHECKING:
+    from consilience.merging.whole import Whole
+
+__all__ = ["Chunk", "Selects", "Statistics", "Steps", "Survey", "WholeSurvey", "blocks_of", "every_tensor"]
 
 Statistics = dict[str, Any]
+"""What is known of one tensor. The entry "facts" (plain data) is shown to the user: it goes into the manifest."""
+
+Selects = Callable[[str, tuple[int, ...]], bool]
+"""A choice of tensors by name and shape."""
+
+
+def every_tensor(name: str, shape: tuple[int, ...]) -> bool:
+    """Choose all tensors."""
+    return True
 
 
 @dataclass(slots=True)
@@ -26,7 +38,8 @@ class Chunk:
 
     `experts` has shape (experts, elements); `deltas` is the same memory with the base subtracted, so a step uses one
     or the other. `keys` are the experts' random streams for this tensor; `masks` replace random draws where given.
-    `carry` is empty at the first chunk of each pass over a tensor and goes from chunk to chunk.
+    `carry` is empty at the first chunk of each pass over a tensor and goes from chunk to chunk. `aux` has the
+    artefacts of the tensor's own shape, by kind: (experts, elements), or (1, elements) where all experts share one.
     """
 
     tensor: str
@@ -40,6 +53,7 @@ class Chunk:
     masks: NDArray[np.bool_] | None = None
     carry: dict[str, Any] = field(default_factory=dict)
     subtracted: bool = False
+    aux: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def deltas(self) -> NDArray[Any]:
@@ -75,7 +89,25 @@ class Survey(Protocol):
         """Write what was learned into the statistics of each tensor."""
 
 
+@runtime_checkable
+class WholeSurvey(Protocol):
+    """A statistic pass that looks at whole tensors; it reads only what it asks for. Otherwise as Survey."""
+
+    def start(self) -> Any:
+        """Return an empty state for one tensor."""
+
+    def add_whole(self, whole: Whole, state: Any, known: Statistics) -> None:
+        """Look at one tensor."""
+
+    def close(self, state: Any) -> Any:
+        """Return a tensor's state in a small form; global scope keeps one for every tensor of the model."""
+
+    def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
+        """Write what was learned into the statistics of each tensor."""
+
+
 Apply = Callable[[Chunk, Statistics], NDArray[Any]]
+ApplyWhole = Callable[["Whole", Statistics], Any]
 
 
 @dataclass(frozen=True)
@@ -86,15 +118,26 @@ class Steps:
     chunks must not cut a row (last dimension). `scope`: where the statistics of the surveys are kept. `shared`: what
     global statistics depend on, which must then be the same for all tensors. `deltas`: only task vectors are asked
     for, never the experts, so that the base can be subtracted while decoding.
+
+    `whole` makes a tensor at once: it is given all of it (PyTorch, on the CPU or a GPU) and returns the merged values
+    in the tensor's shape. It makes those that it `selects`; `apply` makes the others. Surveys look at the tensors
+    that are `surveyed`.
     """
 
     apply: Apply
-    surveys: tuple[Survey, ...] = ()
+    surveys: tuple[Survey | WholeSurvey, ...] = ()
     scope: Literal["tensor", "global"] = "tensor"
     idempotent: bool = True
     whole_rows: bool = False
     shared: tuple[Any, ...] = ()
     deltas: bool = False
+    whole: ApplyWhole | None = None
+    selects: Selects = every_tensor
+    surveyed: Selects = every_tensor
+
+    def makes_whole(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether `whole` makes this tensor."""
+        return self.whole is not None and self.selects(name, shape)
 
 
 def blocks_of(elements: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +14,23 @@ from numpy.typing import NDArray
 from consilience.checkpoints.dtypes import DTYPES, decode, encode, working_dtype
 from consilience.checkpoints.sources import Source, Stored
 from consilience.core.randomness import stream_key
-from consilience.errors import NonFiniteError
+from consilience.errors import NonFiniteError, WorkError
 from consilience.merging.kernels import BLOCK, kernels
+from consilience.merging.loading import BUFFERS, Loader
 from consilience.merging.method import find_method
-from consilience.merging.steps import Chunk, Statistics, Steps
+from consilience.merging.steps import Chunk, Statistics, Steps, WholeSurvey
+from consilience.merging.whole import Whole
 
-__all__ = ["DEFAULT_CHUNK", "TensorTask", "Write", "copy_tensor", "identical_inputs", "merge_tensor", "survey_tensor"]
+__all__ = [
+    "DEFAULT_CHUNK",
+    "TensorTask",
+    "Write",
+    "copy_tensor",
+    "identical_inputs",
+    "makes_whole",
+    "merge_tensor",
+    "survey_tensor",
+]
 
 DEFAULT_CHUNK = 1 << 18
 """Elements decoded at a time; large enough that calls cost little, a multiple of the reduction block."""
@@ -34,7 +44,8 @@ class TensorTask:
     """How one output tensor is made. Plain data, picklable, independent of all other tasks.
 
     `experts` are in the canonical order (by name), as are per-expert values in `parameters`. `copy` is the source of
-    a tensor that is copied, not merged. `masks` replaces random draws (tests of published results).
+    a tensor that is copied, not merged. `masks` replaces random draws (tests of published results). `aux` are the
+    artefacts the method needs, by kind: one source per expert, or a single one; None where this tensor has none.
     """
 
     name: str
@@ -49,6 +60,7 @@ class TensorTask:
     seed: int = 0
     copy: Source | None = None
     masks: NDArray[np.bool_] | None = None
+    aux: Mapping[str, tuple[Source | None, ...]] = field(default_factory=dict)
 
     @property
     def numel(self) -> int:
@@ -81,54 +93,14 @@ class TensorTask:
         """Bind the method to this tensor's parameters."""
         return find_method(self.method).build(self.parameters)
 
-
-class _Buffers(threading.local):
-    """Memory for one chunk of every input, kept by each thread from tensor to tensor: fresh pages cost time."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, NDArray[np.uint8]] = {}
-
-    def array(self, role: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return an array of undefined content; the one of the same role before is overwritten."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        if role not in self.kept or self.kept[role].size < size:
-            self.kept[role] = np.empty(size, np.uint8)
-        array: NDArray[Any] = self.kept[role][:size].view(dtype).reshape(shape)
-        return array
+    def keys(self) -> tuple[int, ...]:
+        """The experts' random streams for this tensor."""
+        return tuple(stream_key(self.seed, self.name, name) for name in self.expert_names)
 
 
-_BUFFERS = _Buffers()
-
-
-class _Loader:
-    """Decodes one source piece by piece, hashing the stored bytes on the way."""
-
-    def __init__(self, source: Source, hasher: Any, *, check: bool) -> None:
-        self.source = source
-        self.hasher = hasher
-        self.check = check
-
-    def load(self, start: int, stop: int, out: NDArray[Any], base: NDArray[Any] | None = None) -> bool:
-        """Write elements to `out`, minus `base` where given; return whether all are finite (True unless asked)."""
-        source = self.source
-        if isinstance(source, Stored) and source.dtype == "BF16":
-            raw = _BUFFERS.array("stored", (stop - start,), np.uint16)
-            source.read_raw_into(start, stop, raw)
-            if self.hasher is not None:
-                self.hasher.update(raw)
-            if base is not None:
-                return bool(kernels().decode_difference(raw, base, out))
-            return bool(kernels().decode_bfloat16(raw, out))
-        if isinstance(source, Stored) and self.hasher is not None:
-            raw = source.read_raw(start, stop)
-            self.hasher.update(raw)
-            decode(raw, source.dtype, out)
-        else:
-            source.read(start, stop, out)
-        finite = not self.check or bool(kernels().all_finite(out))
-        if base is not None:
-            kernels().subtract_base(out[None], base)
-        return finite
+def makes_whole(task: TensorTask) -> bool:
+    """Whether the method makes this tensor at once."""
+    return task.copy is None and task.numel > 0 and task.steps().makes_whole(task.name, task.shape)
 
 
 def _chunks(
@@ -140,16 +112,17 @@ def _chunks(
         row = max(task.shape[-1], 1)
         size = max(row, size // row * row)
     size = min(size, max(task.numel, 1))
-    keys = tuple(stream_key(task.seed, task.name, name) for name in task.expert_names)
+    keys = task.keys()
+    beside = {kind: found for kind, found in task.aux.items() if _beside(found, task.shape)}
     marks = hashers or [None] * len(task.sources)
-    loaders = [_Loader(s, h, check=final) for s, h in zip(task.sources, marks, strict=True)]
+    loaders = [Loader(s, h, check=final) for s, h in zip(task.sources, marks, strict=True)]
     carry: dict[str, Any] = {}
     work = task.work
     for start in range(0, task.numel, size):
         stop = min(start + size, task.numel)
         count = stop - start
-        rows = _BUFFERS.array("experts", (len(task.experts), count), work)
-        base = None if task.base is None else _BUFFERS.array("base", (count,), work)
+        rows = BUFFERS.array("experts", (len(task.experts), count), work)
+        base = None if task.base is None else BUFFERS.array("base", (count,), work)
         finite = base is None or loaders[-1].load(start, stop, base)
         minus = base if steps.deltas else None
         for values, loader in zip(rows, loaders, strict=False):
@@ -157,8 +130,22 @@ def _chunks(
         if final and not finite:  # a vote or a mask would hide it
             raise _non_finite(task, start, stop)
         masks = None if task.masks is None else np.ascontiguousarray(task.masks[:, start:stop])
-        out = _BUFFERS.array("out", (count,), work)
-        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, out, masks, carry, steps.deltas)
+        out = BUFFERS.array("out", (count,), work)
+        aux = {kind: _decode(kind, found, start, stop, work) for kind, found in beside.items()}
+        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, out, masks, carry, steps.deltas, aux)
+
+
+def _beside(found: Sequence[Source | None], shape: tuple[int, ...]) -> bool:
+    """Whether artefacts have an entry for every entry of the tensor."""
+    return bool(found) and all(source is not None and tuple(source.shape) == shape for source in found)
+
+
+def _decode(kind: str, found: Sequence[Source | None], start: int, stop: int, work: Any) -> NDArray[Any]:
+    values = BUFFERS.array(f"aux {kind}", (len(found), stop - start), work)
+    for row, source in zip(values, found, strict=True):
+        assert source is not None
+        source.read(start, stop, row)
+    return values
 
 
 def identical_inputs(task: TensorTask, chunk: int) -> bool:
@@ -187,11 +174,23 @@ def _ranges(numel: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 def survey_tensor(
-    task: TensorTask, steps: Steps, index: int, known: Statistics, chunk: int, check: Callable[[], None]
+    task: TensorTask,
+    steps: Steps,
+    index: int,
+    known: Statistics,
+    chunk: int,
+    check: Callable[[], None],
+    device: str = "cpu",
 ) -> Any:
     """Run one survey over one tensor and return its state."""
     survey = steps.surveys[index]
     state = survey.start()
+    if not steps.surveyed(task.name, task.shape):
+        return survey.close(state)
+    if isinstance(survey, WholeSurvey):
+        check()
+        survey.add_whole(_whole(task, device), state, known)
+        return survey.close(state)
     for part in _chunks(task, steps, chunk):
         check()
         survey.add(part, state, known)
@@ -225,10 +224,13 @@ def merge_tensor(
     chunk: int = DEFAULT_CHUNK,
     check: Callable[[], None] = lambda: None,
     hash_inputs: bool = True,
+    device: str = "cpu",
+    facts: dict[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
-    """Make one tensor chunk by chunk; return the xxh3 checksums of its bytes and of the inputs' bytes.
+    """Make one tensor; return the xxh3 checksums of its bytes and of the inputs' bytes.
 
     `statistics` are those of the surveys when they were taken over the whole model; otherwise they are taken here.
+    `device` is where whole tensors are computed. What the method tells of this tensor is added to `facts`.
     Raises NonFiniteError naming tensor, model and file when a result is NaN or infinite.
     """
     if task.copy is not None or task.numel == 0:
@@ -240,18 +242,65 @@ def merge_tensor(
     if statistics is None:
         statistics = {}
         for index, survey in enumerate(steps.surveys):
-            state = survey_tensor(task, steps, index, statistics, chunk, check)
+            state = survey_tensor(task, steps, index, statistics, chunk, check, device)
             survey.finish([state], [task.numel], [statistics])
     digest = xxhash.xxh3_64()
     hashers = [xxhash.xxh3_64() if hash_inputs and isinstance(s, Stored) else None for s in task.sources]
-    for part in _chunks(task, steps, chunk, hashers, final=True):
-        check()
-        values = steps.apply(part, statistics)
-        raw = _BUFFERS.array("result", (part.stop - part.start,), DTYPES[task.dtype].storage)
-        _store(task, values, raw, part.start, part.stop)
+
+    def keep(values: NDArray[Any], start: int, stop: int) -> None:
+        raw = BUFFERS.array("result", (stop - start,), DTYPES[task.dtype].storage)
+        _store(task, values, raw, start, stop)
         digest.update(raw.data)
-        write(part.start, raw)
+        write(start, raw)
+
+    if steps.makes_whole(task.name, task.shape):
+        check()
+        values = _made_whole(task, steps, statistics, hashers, device)
+        for start, stop in _ranges(task.numel, chunk):
+            keep(values[start:stop], start, stop)
+    else:
+        for part in _chunks(task, steps, chunk, hashers, final=True):
+            check()
+            keep(steps.apply(part, statistics), part.start, part.stop)
+    if facts is not None:
+        facts.update(statistics.get("facts", {}))
     return digest.hexdigest(), [h.hexdigest() if h is not None else "" for h in hashers]
+
+
+def _whole(
+    task: TensorTask,
+    device: str,
+    hashers: Sequence[Any] | None = None,
+    refuse: Callable[[int, int], Exception] | None = None,
+) -> Whole:
+    return Whole(
+        task.name,
+        task.shape,
+        task.experts,
+        task.expert_names,
+        task.base,
+        task.aux,
+        task.keys(),
+        device,
+        hashers=hashers,
+        refuse=refuse,
+    )
+
+
+def _made_whole(
+    task: TensorTask, steps: Steps, statistics: Statistics, hashers: Sequence[Any], device: str
+) -> NDArray[Any]:
+    """Return the flat values of a tensor that the method makes at once."""
+    assert steps.whole is not None
+    whole = _whole(task, device, hashers, lambda start, stop: _non_finite(task, start, stop))
+    made = steps.whole(whole, statistics).detach().to("cpu")
+    whole.finish()
+    if tuple(made.shape) != task.shape:
+        raise WorkError(
+            f"method {task.method!r} made {task.name!r} with shape {list(made.shape)}, not {list(task.shape)}"
+        )
+    values: NDArray[Any] = made.reshape(-1).numpy().astype(task.work, copy=False)
+    return values
 
 
 def _store(task: TensorTask, values: NDArray[Any], raw: NDArray[Any], start: int, stop: int) -> None:

@@ -1,0 +1,1 @@
+"""Shared weights with a residual per expert: what merging into one model would lose is kept."""

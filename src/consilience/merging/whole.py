@@ -1,0 +1,129 @@
+"""One tensor of every input as a whole, for methods that see matrices: read when asked for, kept by nobody.
+
+Memory stays at what the method holds: every call reads and decodes anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from consilience.checkpoints.factors import factors
+from consilience.checkpoints.sources import LowRank, Source
+from consilience.merging.loading import Loader
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Whole"]
+
+_PIECE = 1 << 20
+
+
+class Whole:
+    """A tensor of base and experts.
+
+    `tensor` and `shape` say which; `count` experts named `expert_names`, in that order; `keys` are their random
+    streams. Tensors come as `dtype` (float64 when an input is stored so, else float32) on `device`, in `shape`.
+    """
+
+    def __init__(
+        self,
+        tensor: str,
+        shape: tuple[int, ...],
+        experts: Sequence[Source],
+        expert_names: Sequence[str],
+        base: Source | None,
+        aux: Mapping[str, Sequence[Source | None]],
+        keys: tuple[int, ...],
+        device: str,
+        *,
+        hashers: Sequence[Any] | None = None,
+        refuse: Callable[[int, int], Exception] | None = None,
+    ) -> None:
+        self.tensor = tensor
+        self.shape = shape
+        self.count = len(experts)
+        self.expert_names = tuple(expert_names)
+        self.keys = keys
+        self._experts = tuple(experts)
+        self._base = base
+        self._aux = aux
+        self._device = device
+        self._hashers = list(hashers) if hashers is not None else [None] * (len(experts) + 1)
+        self._refuse = refuse
+        self._checked: set[int] = set()
+        sources = (*experts, *([base] if base is not None else []))
+        self._width = np.float64 if any(source.dtype == "F64" for source in sources) else np.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are put."""
+        import torch
+
+        return torch.device(self._device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number type of all tensors given out."""
+        import torch
+
+        return torch.float64 if self._width is np.float64 else torch.float32
+
+    def base(self) -> Tensor:
+        """Return the base's tensor."""
+        assert self._base is not None, "the plan gives a base to every method that asks for one"
+        return self._read(self._base, self.count)
+
+    def expert(self, index: int) -> Tensor:
+        """Return an expert's tensor."""
+        return self._read(self._experts[index], index)
+
+    def delta(self, index: int) -> Tensor:
+        """Return an expert's task vector: its tensor minus the base's."""
+        return self.expert(index).sub_(self.base())
+
+    def aux(self, kind: str, index: int | None = None) -> Tensor | None:
+        """Return an expert's artefact (or the one that all share) for this tensor, None where there is none."""
+        sources = self._aux.get(kind, ())
+        place = 0 if index is None or len(sources) == 1 else index
+        source = sources[place] if place < len(sources) else None
+        if source is None:
+            return None
+        values = np.empty(source.numel, self._width)
+        source.read(0, source.numel, values)
+        return self._placed(values, tuple(source.shape))
+
+    def factors(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Return (B, A), with B @ A the task vector, where the expert is a LoRA adapter on the base's tensor."""
+        source = self._experts[index]
+        if not isinstance(source, LowRank) or source.base != self._base or len(self.shape) != 2:
+            return None
+        left, right = factors(source.a, source.b, source.fan_in_fan_out, self._width)
+        return self._placed(left * self._width(source.scale), left.shape), self._placed(right.copy(), right.shape)
+
+    def finish(self) -> None:
+        """Read what the method did not look at, so that every input is hashed and checked."""
+        for place, source in enumerate((*self._experts, *([self._base] if self._base is not None else []))):
+            if place not in self._checked and (self._refuse is not None or self._hashers[place] is not None):
+                self._read(source, place)
+
+    def _read(self, source: Source, place: int) -> Tensor:
+        first = place not in self._checked
+        self._checked.add(place)
+        loader = Loader(source, self._hashers[place] if first else None, check=first and self._refuse is not None)
+        values = np.empty(source.numel, self._width)
+        for start in range(0, source.numel, _PIECE):
+            stop = min(start + _PIECE, source.numel)
+            finite = loader.load(start, stop, values[start:stop])
+            if not finite and first and self._refuse is not None:
+                raise self._refuse(start, stop)
+        return self._placed(values, tuple(source.shape))
+
+    def _placed(self, values: Any, shape: tuple[int, ...]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(values)).reshape(shape).to(self._device)

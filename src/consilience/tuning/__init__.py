@@ -1,0 +1,1 @@
+"""Statistics and coefficients from data, for the methods that need them."""

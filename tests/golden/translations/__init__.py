@@ -1,0 +1,1 @@
+"""Rows of the translation table, by family of methods."""
