@@ -6,7 +6,6 @@ cannot hold is measured and reported.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from consilience.checkpoints.dtypes import DTYPES, encode
 from consilience.checkpoints.sources import LowRank
 from consilience.checkpoints.writer import OutputTensor
 from consilience.errors import RecipeError
+from consilience.merging.peft_config import PREFIX, peft_config
 from consilience.merging.request import AdapterOutput
 from consilience.merging.steps import Statistics
 from consilience.merging.task import TensorTask, merge_tensor
 
 __all__ = ["Factored", "adapter_config", "adapter_tensors", "factor_tensor", "factored_names"]
-
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def _adapted(task: TensorTask) -> bool:
 def factored_names(task: TensorTask) -> tuple[str, str]:
     """Return the names of the factors of a tensor in PEFT's layout."""
     module = task.name.removesuffix(".weight")
-    return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
 def adapter_tensors(output: AdapterOutput, tasks: Sequence[TensorTask]) -> list[OutputTensor]:
@@ -116,24 +114,7 @@ def checksum(raw: NDArray[Any]) -> str:
 def adapter_config(output: AdapterOutput, tasks: Sequence[TensorTask], base: str) -> bytes:
     """Return the adapter_config.json of the written adapter."""
     modules = sorted({t.name.removesuffix(".weight") for t in tasks if _adapted(t)})
-    config: Mapping[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
-        "base_model_name_or_path": base,
-        "r": output.rank,
-        "lora_alpha": output.alpha or output.rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "target_modules": modules,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-    }
-    return json.dumps(config, indent=2).encode()
+    return peft_config(base, dict.fromkeys(modules, output.rank), alpha=output.alpha or output.rank)
 
 
 def total_error(parts: Sequence[Mapping[str, float]]) -> float:
