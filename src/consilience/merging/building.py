@@ -51,18 +51,20 @@ class TaskBuilder:
         experts = {e: self.source(e, t) for e, t in origin.experts.items()}
         base = self.source(*origin.base) if origin.base else None
         keep_base = base is not None and self.method.base != "none"
-        lead = base if base is not None else next(iter(experts.values()))
+        lead = base if base is not None else next(iter(experts.values()))  # the donor has every tensor
         shape = tuple(lead.shape)
+        merged = self._is_merged(origin.name)
         for name, source in experts.items():
-            if tuple(source.shape) != shape:
+            if merged and tuple(source.shape) != shape:
                 self.problems.add(
                     f"tensor {origin.name!r}: shape {list(source.shape)} in {name!r}, {list(shape)} in "
                     f"{origin.base[0] if origin.base else next(iter(experts))!r}; merge models of one size"
                 )
         is_float = DTYPES[lead.dtype].kind == "float"
         stored = (self.request.out_dtype or self.request.cast or lead.dtype) if is_float else lead.dtype
-        self._note_dtypes(experts, base, lead)
-        if not is_float or not self._is_merged(origin.name):
+        if merged:
+            self._note_dtypes(experts, base, lead)
+        if not is_float or not merged:
             return TensorTask(origin.name, shape, stored, copy=lead)
         order = tuple(sorted(experts))
         if self.request.cast:

@@ -9,6 +9,7 @@ from consilience.checkpoints.layers import LayerScheme, find_layers
 from consilience.checkpoints.model import Checkpoint
 from consilience.errors import Problems
 from consilience.merging.method import find_method
+from consilience.merging.parameters import matches
 from consilience.merging.request import MergeRequest, Slice
 
 __all__ = ["Origin", "lay_out", "roles"]
@@ -28,7 +29,7 @@ class Origin:
 
 
 def lay_out(
-    request: MergeRequest, models: Mapping[str, Checkpoint], problems: Problems
+    request: MergeRequest, models: Mapping[str, Checkpoint], problems: Problems, notices: list[str]
 ) -> tuple[list[Origin], int | None]:
     """Return the output tensors in the order of the donor's files, and the layer count where slices change it.
 
@@ -37,9 +38,14 @@ def lay_out(
     if request.slices is not None:
         return _sliced(request, models, request.slices, problems)
     donor = request.base or request.experts[0]
+    left: dict[str, int] = {}
     for name in dict.fromkeys((*request.experts, *([request.base] if request.base else []))):
         if name != donor:
-            problems.extend(_differences(name, models[name], donor, models[donor]))
+            problems.extend(_differences(request, name, models[name], donor, models[donor], left))
+    notices.extend(
+        f"{count} tensor(s) of model {name!r} are no part of the merge (tensors.merge, tensors.copy) and are left out"
+        for name, count in left.items()
+    )
     scheme = find_layers(models[donor].tensors, models[donor].config)
     origins = []
     for tensor in models[donor].tensors:
@@ -57,9 +63,15 @@ def _position(scheme: LayerScheme, tensor: str) -> float:
     return place[1] / (count - 1) if count > 1 else 1.0
 
 
-def _differences(name: str, model: Checkpoint, donor: str, reference: Checkpoint) -> list[str]:
-    missing = [t for t in reference.tensors if t not in model.tensors]
-    extra = [t for t in model.tensors if t not in reference.tensors]
+def _differences(
+    request: MergeRequest, name: str, model: Checkpoint, donor: str, reference: Checkpoint, left: dict[str, int]
+) -> list[str]:
+    """Return which tensors that are to be merged are not in both; counts in `left` what a model has beyond them."""
+    missing = [t for t in reference.tensors if t not in model.tensors and is_merged(request, t)]
+    extra = [t for t in model.tensors if t not in reference.tensors and is_merged(request, t)]
+    beyond = sum(t not in reference.tensors for t in model.tensors) - len(extra)
+    if beyond:
+        left[name] = beyond
     problems = []
     for kept, dropped, names, tied in ((donor, name, missing, model.tied), (name, donor, extra, reference.tied)):
         for tensor in [t for t in names if t in tied]:
@@ -73,6 +85,13 @@ def _differences(name: str, model: Checkpoint, donor: str, reference: Checkpoint
     if extra:
         problems.append(f"model {name!r} has {_listed(extra)} that {donor!r} lacks; merge models of one architecture")
     return problems
+
+
+def is_merged(request: MergeRequest, tensor: str) -> bool:
+    """Whether the recipe's name patterns let a tensor be merged (tensors that no expert changes are copied)."""
+    if any(matches(pattern, tensor) for pattern in request.copy):
+        return False
+    return not request.merge or any(matches(pattern, tensor) for pattern in request.merge)
 
 
 def _listed(names: list[str]) -> str:

@@ -57,8 +57,9 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
     if method not in method_names():
         problems.add(f"method: {method!r} is unknown{did_you_mean(str(method), method_names())}")
         method = ""
-    experts = _experts(content.get("experts"), problems)
-    base = _text(content, "base", problems)
+    renames: dict[str, dict[str, str]] = {}
+    experts = _experts(content.get("experts"), renames, problems)
+    base = _model(content.get("base"), "base", renames, problems) if content.get("base") is not None else None
     levels = _levels(content.get("parameters") or {}, tuple(experts), method or "", problems)
     tensors = _mapping(content, "tensors", ("merge", "copy"), problems)
     output = _mapping(content, "output", ("adapter",), problems)
@@ -81,6 +82,7 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
         tokenizer=_tokenizer(content.get("tokenizer"), models, problems),
         chat_template=_chat_template(content, problems),
         adapter=_adapter(output, problems),
+        renames=renames,
         aux=_aux(content.get("aux"), problems),
         seed=seed,
         origin=origin,
@@ -112,7 +114,25 @@ def _mapping(content: Mapping[str, Any], key: str, known: Sequence[str], problem
     return value
 
 
-def _experts(value: Any, problems: Problems) -> dict[str, str]:
+def _model(value: Any, name: str, renames: dict[str, dict[str, str]], problems: Problems) -> str | None:
+    """Return the reference of a model written as text or as {model: ..., rename: {beginning: beginning}}."""
+    if not isinstance(value, Mapping):
+        if isinstance(value, str):
+            return value
+        where = name if name == "base" else f"experts.{name}"
+        problems.add(f"{where}: {value!r} is not a model (a path, package:..., or org/name)")
+        return None
+    where = name if name == "base" else f"experts.{name}"
+    written = _mapping({where: value}, where, ("model", "rename"), problems)
+    rename = written.get("rename") or {}
+    if not isinstance(rename, Mapping) or not all(isinstance(v, str) for pair in rename.items() for v in pair):
+        problems.add(f"{where}.rename: expected {{beginning of a name: other beginning}}, found {rename!r}")
+    else:
+        renames[name] = {str(old): str(new) for old, new in rename.items()}
+    return _model(written.get("model"), name, renames, problems)
+
+
+def _experts(value: Any, renames: dict[str, dict[str, str]], problems: Problems) -> dict[str, str]:
     if isinstance(value, Mapping):
         pairs = [(str(name), reference) for name, reference in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -125,12 +145,10 @@ def _experts(value: Any, problems: Problems) -> dict[str, str]:
         problems.add("experts: the list is empty; name at least one expert")
     experts: dict[str, str] = {}
     for name, reference in pairs:
-        if not isinstance(reference, str):
-            problems.add(f"experts.{name}: {reference!r} is not a model (a path, package:..., or org/name)")
-        elif name in experts:
+        if name in experts:
             problems.add(f"experts: the name {name!r} stands twice; write {{name: model}} with distinct names")
-        else:
-            experts[name] = reference
+        elif (found := _model(reference, name, renames, problems)) is not None:
+            experts[name] = found
     return experts
 
 

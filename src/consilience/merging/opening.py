@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from consilience.checkpoints.model import Checkpoint
@@ -33,12 +34,34 @@ def open_models(request: MergeRequest, planned: Mapping[str, Checkpoint], proble
             reference = f"{request.models[str(request.base)]}+{reference}"
             near = _near(reference, request.folder)
         try:
-            models[name] = open_checkpoint(reference, relative_to=near)
+            opened = open_checkpoint(reference, relative_to=near)
+            models[name] = (
+                _renamed(opened, request.renames[name], name, problems) if name in request.renames else opened
+            )
         except ConsilienceError as error:
             text = str(error)
             known = text.startswith((reference, repr(reference)))
             problems.add(f"model {name!r}: {text}" if known else f"model {name!r} ({reference}): {text}")
     return models
+
+
+def _renamed(model: Checkpoint, rename: Mapping[str, str], name: str, problems: Problems) -> Checkpoint:
+    """Return the model with other beginnings of its tensors' names; the longest that fits counts."""
+    beginnings = sorted(rename, key=len, reverse=True)
+
+    def new(tensor: str) -> str:
+        for old in beginnings:
+            if tensor.startswith(old):
+                return rename[old] + tensor[len(old) :]
+        return tensor
+
+    unused = [old for old in rename if not any(tensor.startswith(old) for tensor in model.tensors)]
+    if unused:
+        problems.add(f"rename of model {name!r}: no tensor begins with {', '.join(map(repr, unused))}")
+    tensors = {new(tensor): source for tensor, source in model.tensors.items()}
+    if len(tensors) != len(model.tensors):
+        problems.add(f"rename of model {name!r}: two tensors would get one name; name longer beginnings")
+    return replace(model, tensors=tensors, tied={new(alias): new(stored) for alias, stored in model.tied.items()})
 
 
 def own_inputs(out: Path, models: Mapping[str, Checkpoint]) -> list[str]:

@@ -146,7 +146,7 @@ def _make(
     problems.raise_if_any(RecipeError, request.origin)
     notices = list(request.warnings)
     donor = models[request.base or first_model(request)]
-    origins, layers = lay_out(request, models, problems)
+    origins, layers = lay_out(request, models, problems, notices)
     problems.raise_if_any(RecipeError, request.origin)
     notices.extend(unmatched_filters(request.parameters, origins))
     vocabulary = plan_vocabulary(request, models, problems, notices)

@@ -66,7 +66,8 @@ class MergeRequest:
     expert). `stages` are named merges that run first and can be referred to as models. `slices` is None for whole
     models. `required` names parameters that must be given although the method has a default (mergekit's `weight`).
     `aux` are places of artefacts by kind and expert ("" where all experts share one).
-    `warnings` are to be shown to the user.
+    `renames` say, by model, which beginnings of tensor names stand for which others (a language model inside a larger
+    one). `warnings` are to be shown to the user.
     """
 
     method: str
@@ -84,6 +85,7 @@ class MergeRequest:
     chat_template: str | None = None
     adapter: AdapterOutput | None = None
     aux: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    renames: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seed: int = 0
     stages: tuple[tuple[str, MergeRequest], ...] = ()
     warnings: tuple[str, ...] = ()
