@@ -11,6 +11,7 @@ from consilience.checkpoints.open import open_checkpoint
 from consilience.core.jobs import Budget
 from consilience.errors import BudgetError, RequestError
 from consilience.merging.extraction import extract_adapter
+from consilience.merging.recipe import Recipe
 from tests.merging.checkpoints import llama_tensors, read_weights, write_model
 from tests.merging.tiny_lm import write_lm
 
@@ -109,3 +110,27 @@ def test_all_problems_come_together(tmp_path):
         assert words in str(refused.value)
     with pytest.raises(RequestError, match="nothing to extract"):
         extract_adapter(base, base, tmp_path / "same", rank=2, progress=False)
+
+
+def test_sums_and_differences_of_adapters_lose_nothing_at_the_sum_of_their_ranks(tmp_path):
+    base, _ = family(tmp_path)
+    adapters = {}
+    for seed, rank in ((1, 2), (2, 3)):
+        _, model = family(tmp_path / str(seed), ranks=rank, seed=seed)
+        adapters[f"a{seed}"] = tmp_path / f"a{seed}"
+        extract_adapter(model, base, adapters[f"a{seed}"], rank=rank, embeddings="lora", progress=False)
+    recipe = Recipe(
+        method="task_arithmetic",
+        base=str(base),
+        experts={name: str(folder) for name, folder in adapters.items()},
+        parameters={"weight": {"a1": 1.0, "a2": -0.5}},
+        output={"adapter": {"rank": "sum"}},
+    )
+    result = recipe.run(tmp_path / "out")
+    assert result.error is not None and result.error < 1e-6
+    parts = [values(open_checkpoint(f"{base}+{folder}")) for folder in adapters.values()]
+    own, made = values(open_checkpoint(base)), values(open_checkpoint(f"{base}+{tmp_path / 'out'}"))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == 5
+    for name in own:
+        assert np.abs(made[name] - (parts[0][name] - 0.5 * (parts[1][name] - own[name]))).max() < 1e-5, name

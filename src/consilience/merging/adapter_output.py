@@ -41,6 +41,12 @@ def _adapted(task: TensorTask) -> bool:
     return task.copy is None and any(isinstance(source, LowRank) for source in task.experts)
 
 
+def _rank(output: AdapterOutput, task: TensorTask) -> int:
+    """Return the rank of a matrix's factors: what was asked for, or the sum of the inputs', at most the matrix's."""
+    wanted = output.rank or sum(source.a.shape[0] for source in task.experts if isinstance(source, LowRank))
+    return min(wanted, *task.shape)
+
+
 def factored_names(task: TensorTask) -> tuple[str, str]:
     """Return the names of the factors of a tensor in PEFT's layout."""
     module = task.name.removesuffix(".weight")
@@ -67,7 +73,7 @@ def adapter_tensors(output: AdapterOutput, tasks: Sequence[TensorTask]) -> list[
         raise RecipeError(f"output.adapter: only matrices can be re-factored, found {', '.join(odd[:5])}")
     tensors = []
     for task in chosen:
-        rank = min(output.rank, *task.shape)
+        rank = _rank(output, task)
         a, b = factored_names(task)
         dtype = next(s for s in task.experts if isinstance(s, LowRank)).a.dtype
         tensors.append(OutputTensor(a, dtype, (rank, task.shape[1])))
@@ -92,8 +98,8 @@ def factor_tensor(
     task.base.read(0, task.numel, base)
     delta = (merged - base).reshape(rows, columns)
     left, values, right = np.linalg.svd(delta, full_matrices=False)
-    rank = min(output.rank, rows, columns)
-    scale = (output.alpha or output.rank) / output.rank
+    rank = _rank(output, task)
+    scale = (output.alpha or rank) / rank
     roots = np.sqrt(values[:rank] / scale)
     a, b = roots[:, None] * right[:rank], left[:, :rank] * roots
     stored = []
@@ -113,8 +119,8 @@ def checksum(raw: NDArray[Any]) -> str:
 
 def adapter_config(output: AdapterOutput, tasks: Sequence[TensorTask], base: str) -> bytes:
     """Return the adapter_config.json of the written adapter."""
-    modules = sorted({t.name.removesuffix(".weight") for t in tasks if _adapted(t)})
-    return peft_config(base, dict.fromkeys(modules, output.rank), alpha=output.alpha or output.rank)
+    ranks = {t.name.removesuffix(".weight"): _rank(output, t) for t in tasks if _adapted(t)}
+    return peft_config(base, ranks, alpha=output.alpha)
 
 
 def total_error(parts: Sequence[Mapping[str, float]]) -> float:

@@ -136,7 +136,8 @@ def _experts(value: Any, renames: dict[str, dict[str, str]], problems: Problems)
     if isinstance(value, Mapping):
         pairs = [(str(name), reference) for name, reference in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        pairs = [(str(reference).rstrip("/").split("/")[-1], reference) for reference in value]
+        named = [(reference.get("model") if isinstance(reference, Mapping) else reference) for reference in value]
+        pairs = [(str(name).rstrip("/").split("/")[-1], entry) for name, entry in zip(named, value, strict=True)]
     else:
         found = "none are given" if value is None else f"found {value!r}"
         problems.add(f"experts: expected {{name: model}} or a list of models, {found}")
@@ -147,8 +148,8 @@ def _experts(value: Any, renames: dict[str, dict[str, str]], problems: Problems)
     for name, reference in pairs:
         if name in experts:
             problems.add(f"experts: the name {name!r} stands twice; write {{name: model}} with distinct names")
-        elif (found := _model(reference, name, renames, problems)) is not None:
-            experts[name] = found
+        elif (model := _model(reference, name, renames, problems)) is not None:
+            experts[name] = model
     return experts
 
 
@@ -278,8 +279,10 @@ def _adapter(output: Mapping[str, Any], problems: Problems) -> AdapterOutput | N
         return None
     adapter = _mapping(output, "adapter", ("rank", "alpha"), problems)
     rank, alpha = adapter.get("rank", 16), adapter.get("alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        problems.add(f"output.adapter.rank: {rank!r} is not a whole number above 0")
+    if rank == "sum":
+        rank = None
+    elif isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        problems.add(f"output.adapter.rank: {rank!r} is not a whole number above 0 (or sum: of the inputs' ranks)")
         rank = 1
     if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha <= 0):
         problems.add(f"output.adapter.alpha: {alpha!r} is not a number above 0")

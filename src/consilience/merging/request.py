@@ -51,9 +51,12 @@ class TokenizerRule:
 
 @dataclass(frozen=True)
 class AdapterOutput:
-    """Write the merge as a LoRA adapter of the base, re-factored to `rank`."""
+    """Write the merge as a LoRA adapter of the base, re-factored to `rank`; None: the input adapters' ranks added up.
 
-    rank: int
+    With None sums and differences of adapters lose nothing.
+    """
+
+    rank: int | None
     alpha: float | None = None
 
 
