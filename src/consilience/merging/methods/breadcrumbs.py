@@ -15,6 +15,9 @@ The claim is that one setting found on few tasks holds as tasks are added. Fails
 1 / density entries a row vanishes (a warning says so); per tensor at least one entry stays. At a limit the lowest
 index is kept first.
 
+Use: many experts at one setting: tuned on a few tasks, it is meant to hold as tasks are added.
+Avoid: models with short rows or many small vectors, which lose all their changes with low density.
+
 Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; code rezazzr/breadcrumbs, whose starting
 values are the defaults.
 """

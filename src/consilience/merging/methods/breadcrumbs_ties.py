@@ -7,6 +7,9 @@
 The vote helps where the remaining entries of several experts overlap and disagree; at the default density few do.
 It fails where breadcrumbs does, on short rows.
 
+Use: many experts with outliers and conflicting signs.
+Avoid: one or two experts, where a vote has little to decide.
+
 Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795; with the vote as in mergekit.
 """
 

@@ -6,6 +6,9 @@ The expected task vector is unchanged, so this equals task arithmetic plus noise
 combined. Masks are a function of (seed, tensor, expert, index). rescale "inverse" is the paper's; "l1" restores each
 tensor's sum of magnitudes, as mergekit does.
 
+Use: experts with small changes (supervised fine-tuning), of which most entries can be dropped.
+Avoid: large changes (rms above about 0.002, continued pre-training): what is dropped is missed.
+
 Source: Yu et al. 2023, Language models are super Mario, arXiv 2311.03099; code yule-BUAA/MergeLM.
 """
 

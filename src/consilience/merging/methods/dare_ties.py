@@ -8,6 +8,9 @@
 
 With trim 0 and merge_function "sum" this is mergekit's dare_ties.
 
+Use: several experts with small changes that cancel each other.
+Avoid: large changes, or a wish for the same result without a seed.
+
 Source: Yu et al. 2023, Language models are super Mario, arXiv 2311.03099; code yule-BUAA/MergeLM.
 """
 

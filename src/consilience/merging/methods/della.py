@@ -10,6 +10,9 @@ keeps everything, 0 nothing). Masks are a function of (seed, tensor, expert, ind
 entry's own p, as the paper does; "l1" restores each tensor's sum of magnitudes, as mergekit does. Fails like ties with
 many experts at low density; with "inverse" and a small density - epsilon, rare small entries come out very large.
 
+Use: as dare_ties, when large changes must more likely survive.
+Avoid: large changes at low density.
+
 Source: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617; mergekit for "l1".
 """
 

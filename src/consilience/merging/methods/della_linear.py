@@ -5,6 +5,9 @@
 The drop is della's; there is no vote. The expected task vector is unchanged with rescale "inverse", so this equals
 task arithmetic plus noise that spares large changes. "l1" is mergekit's rescaling.
 
+Use: as dare_linear, when large changes must more likely survive.
+Avoid: large changes at low density.
+
 Source: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617; the variant without a vote is mergekit's.
 """
 

@@ -10,6 +10,9 @@ models of one base the angles are tiny and it equals the mean direction. Tensors
 are left out of the direction (the published code: shorter than `tol`) but count in the mean norm; an expert opposite
 to u, to which no direction leads, is left out of that step.
 
+Use: two or more models of one origin whose norms should be kept.
+Avoid: models without a common origin, whose directions have no meaningful middle.
+
 Source: Karcher 1977; Functionality-Oriented LLM Merging on the Fisher-Rao Manifold, arXiv 2603.04972; mergekit.
 """
 

@@ -5,6 +5,9 @@
 Use it first: it needs no base, costs one pass and rarely breaks anything. It fails where experts conflict: every
 expert's gain shrinks with their number.
 
+Use: runs of one task (seeds, checkpoints), and as the first baseline of every comparison.
+Avoid: many experts of different tasks: each keeps only its share.
+
 Source: Wortsman et al. 2022, Model soups, arXiv 2203.05482.
 """
 

@@ -11,6 +11,9 @@ where the denominator is below 1e-6 the mean is no direction and the base stays.
 guard "relative": a pair with a zero task vector has cosine 0. "absolute": products of norms count as at least 1e-6, as
 published, which pulls small tensors and rows towards the base whatever their angle.
 
+Use: two or more runs of one task: close to the best average without validation data.
+Avoid: experts of different tasks, which are nearly orthogonal: it gives almost the base.
+
 Source: Jang et al. 2024, Model Stock, arXiv 2403.19522; mergekit.
 """
 

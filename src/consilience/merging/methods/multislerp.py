@@ -10,6 +10,9 @@ Use it instead of averaging when the average loses norm. It fails where the weig
 `eps` times sum |w|, 1e-7 at least): two inputs are then mixed linearly, more are an error naming the tensor. Zero
 tensors have no direction and count with norm 0; no absolute threshold is used.
 
+Use: several models whose norms should not shrink by averaging.
+Avoid: opposed models, whose mean direction vanishes.
+
 Source: Goddard, mergekit's multislerp (blog post, no paper).
 """
 

@@ -9,6 +9,9 @@ published code does; its documentation names the two the other way round). A 1-D
 Only where sin(a) < 1e-8 the formula is linear, so nearly opposite vectors are extrapolated far; slerp falls back
 earlier. A zero vector counts as orthogonal. t is 0.5 where |w_1 + w_2| < 1e-6.
 
+Use: two experts, with or without a base, when the norm should be kept.
+Avoid: more than two experts.
+
 Source: Shoemake 1985; mergekit's nuslerp.
 """
 

@@ -4,6 +4,9 @@
 
 Stacking layers of one or several models makes a deeper model; it usually needs training to be useful.
 
+Use: stacking layers (frankenmerge), scaling or copying one model.
+Avoid: combining experts: it takes one.
+
 Source: practice of the community; the language of slices is mergekit's.
 """
 

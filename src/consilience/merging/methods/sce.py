@@ -12,6 +12,9 @@ hardly count. With select_topk below 1, a tensor in which all experts are the sa
 guard "relative": weights follow the energies however small. "absolute": where their sum is below 1e-6 all weights are
 equal, as published, which turns weighting off for small task vectors (below about 1e-3 / sqrt(N) rms).
 
+Use: several experts of which some positions matter more, without any weights to choose.
+Avoid: experts of very unequal size of change: the largest decides.
+
 Source: Wan et al. 2024, FuseChat, arXiv 2408.07990; mergekit.
 """
 

@@ -5,6 +5,9 @@
 Norms are interpolated too. Where the cosine exceeds 0.9995 in magnitude the formula is linear interpolation. Use it
 for two models only, when plain averaging loses norm; it has no meaning for three.
 
+Use: two models, the oldest recipe for chat models.
+Avoid: more than two, or models far apart.
+
 Source: Shoemake 1985; tensor-wise use and the threshold as in mergekit.
 """
 

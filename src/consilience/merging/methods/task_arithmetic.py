@@ -2,8 +2,9 @@
 
     theta = base + lambda * sum_i w_i (theta_i - base)        (sum divided by sum_i w_i where normalize)
 
-The strongest simple baseline once lambda is tuned (0.3 to 0.5 for several experts). With lambda 1 and many experts
-the sum overshoots and the merge falls below the base.
+Use: the strongest simple baseline, once lambda is tuned (0.3 to 0.5 for several experts); adding and subtracting
+abilities.
+Avoid: untuned lambda 1 with many experts: the sum overshoots.
 
 Source: Ilharco et al. 2022, Editing models with task arithmetic, arXiv 2212.04089.
 """

@@ -6,9 +6,11 @@
 3. combine the non-zero deltas of that sign: weighted mean, sum, or the largest;
 4. theta = base + lambda * combination.
 
-Use it where experts' updates cancel each other. With low density and many experts it can lose general ability.
 At the threshold the lowest index is kept. Scope "global" is the authors' procedure, which keeps one entry more than
 the share; scope "tensor" is mergekit's.
+
+Use: several experts whose updates cancel each other.
+Avoid: very low density with many experts, which loses general ability; two nearly equal experts gain nothing.
 
 Source: Yadav et al. 2023, TIES-Merging, arXiv 2306.01708; code prateeky2806/ties-merging.
 """
