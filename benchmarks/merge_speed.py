@@ -22,14 +22,16 @@ from typing import Any
 from _agreement import agreement
 from _checkpoints import SIZES, Size, make_checkpoints
 from _measure import Figures, middle, run
-from _peers import mergekit, versions, write_recipes
+from _peers import PEERS, mergekit, models_of, versions, write_recipes
 
 _HERE = Path(__file__).parent
 _ONCE_ABOVE = 60.0  # CPU seconds; a peer slower than this runs once
 _LIMITS = {"linear": 3.0, "task_arithmetic": 3.0}  # of the floor's CPU
-_SHARES = {"ties": 10.0, "dare_ties": 20.0}  # mergekit's CPU over ours
 _PRIVATE_LIMIT = 256e6
+_JUDGED = ("base", "large")  # sizes at which start-up is a small part; the bars on speed are for them
 _HELP_LIMIT, _IMPORT_LIMIT = 0.3, 0.2
+
+_COMPILED = ("linear", "task_arithmetic", "ties", "dare_ties")  # whose first merge on a machine is measured too
 
 Row = dict[str, Any]
 
@@ -47,7 +49,10 @@ def main() -> None:
     chosen = [name for name in recipes if options.methods is None or name in options.methods]
     peer = mergekit(folder / "mergekit-venv") if options.mergekit else None
     warm = write_recipes(folder / "recipes" / "tiny", make_checkpoints(folder / "tiny", SIZES["tiny"]))
-    compiling = {name: _compile_seconds(folder, warm[name]) for name in chosen}
+    compiling = {name: _compile_seconds(folder, warm[name]) for name in chosen if name in _COMPILED}
+    for name in chosen:
+        _merge(warm[name], folder / "out-tiny", folder)
+    shutil.rmtree(folder / "out-tiny", ignore_errors=True)
     rows: list[Row] = []
     agreements: dict[str, Any] = {}
     for name in chosen:
@@ -74,7 +79,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=SIZES, default="base", help="base: 0.5 B parameters, large: 1.5 B")
+    parser.add_argument(
+        "--size", choices=SIZES, default="base", help="base: 0.5 B parameters, medium: 0.1 B, large: 1.5 B"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--runs", type=int, default=3, help="runs of which the median counts")
     parser.add_argument("--methods", nargs="+", help="measure only these")
@@ -86,7 +93,8 @@ def _options() -> argparse.Namespace:
 
 
 def _merge(recipe: Path, out: Path, folder: Path, **environment: str) -> Figures:
-    shutil.rmtree(out, ignore_errors=True)
+    for old in (out, out.with_name(f"{out.name}.partial")):
+        shutil.rmtree(old, ignore_errors=True)
     command = [sys.executable, "-m", "consilience", "merge", str(recipe), "--out", str(out)]
     return run(command, folder / "logs" / "consilience.log", environment=environment)
 
@@ -103,7 +111,7 @@ def _measure(
 ) -> list[Row]:
     """Measure one recipe: floor and ours in turns, then the peer."""
     ours, theirs = folder / "out-consilience", folder / "out-mergekit"
-    inputs = [str(path) for model, path in models.items() if name != "linear" or model != "base"]
+    inputs = [str(models[model]) for model in models_of(name)]
     floor_command = [sys.executable, str(_HERE / "_floor.py"), str(folder / "floor.bin"), str(2 * size.parameters)]
     floors, merges, peers = [], [], []
     for _ in range(runs):
@@ -138,7 +146,7 @@ def _row(recipe: str, tool: str, figures: Figures, runs: list[Figures], floor: F
 
 
 def _compile_seconds(folder: Path, recipe: Path) -> float:
-    """Return the CPU seconds that compiling adds to the first merge; leaves the kernels warm."""
+    """Return the CPU seconds that compiling adds to the first merge."""
     out = folder / "out-tiny"
     with tempfile.TemporaryDirectory() as empty:
         cold = _merge(recipe, out, folder, NUMBA_CACHE_DIR=empty)
@@ -164,11 +172,11 @@ def _bars(rows: list[Row], start: dict[str, float], size: str) -> list[dict[str,
     for (name, tool), row in by.items():
         if tool != "consilience":
             continue
-        if size == "base" and name in _LIMITS:
+        if size in _JUDGED and name in _LIMITS:
             bars.append((f"{name}: CPU over the floor's", row["over_floor"], "<=", _LIMITS[name]))
-        if size == "base" and name in _SHARES and (name, "mergekit") in by:
+        if size in _JUDGED and (name, "mergekit") in by:
             share = by[name, "mergekit"]["cpu"] / row["cpu"]
-            bars.append((f"{name}: mergekit's CPU over ours", share, ">=", _SHARES[name]))
+            bars.append((f"{name}: mergekit's CPU over ours", share, ">=", PEERS[name].bar))
         bars.append((f"{name}: private memory, MB", row["private"] / 1e6, "<=", _PRIVATE_LIMIT / 1e6))
     bars.append(("--help: CPU seconds", start["--help"], "<=", _HELP_LIMIT))
     bars.append(("import consilience: CPU seconds", start["import"], "<=", _IMPORT_LIMIT))
@@ -176,6 +184,19 @@ def _bars(rows: list[Row], start: dict[str, float], size: str) -> list[dict[str,
         {"bar": text, "value": value, "limit": f"{sign} {limit:g}", "holds": (value <= limit) == (sign == "<=")}
         for text, value, sign, limit in bars
     ]
+
+
+def _verdicts(rows: list[Row]) -> list[str]:
+    """Return the lines of the table that sets each method beside the peer's."""
+    by = {(row["recipe"], row["tool"]): row for row in rows}
+    lines = [f"{'method':<20}{'ours, CPU s':>12}{'mergekit':>10}{'ratio':>8}{'bar':>6}  verdict"]
+    for (name, tool), row in by.items():
+        if tool == "mergekit":
+            ours = by[name, "consilience"]["cpu"]
+            share, bar = row["cpu"] / ours, PEERS[name].bar
+            verdict = "holds" if share >= bar else "DOES NOT HOLD"
+            lines.append(f"{name:<20}{ours:>12.2f}{row['cpu']:>10.2f}{share:>8.1f}{bar:>6g}  {verdict}")
+    return lines
 
 
 def _processor() -> str:
@@ -195,15 +216,16 @@ def _print(report: dict[str, Any]) -> None:
             f"{row['recipe']:<20}{row['tool']:<13}{row['runs']:>4}{row['cpu']:>9.2f}{row['wall']:>9.2f}"
             f"{row['private'] / 1e6:>12.0f}{row['over_floor']:>13.1f}"
         )
+    print("\n".join(_verdicts(report["rows"])))
     compiling = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report["compile_cpu"].items())
     print(f"compiling, once per machine, CPU s: {compiling}")
     for name, tensors in report["agreement"].items():
-        for found in tensors:
-            ties = f", {found['at_threshold']:.2%} at the threshold" if "at_threshold" in found else ""
-            print(
-                f"agreement, {name}, {found['tensor']}: {found['differ']:.2%} of elements differ{ties}; difference "
-                f"{found['relative_rms']:.3f} of the task vector; norm ratio {found['norm_ratio']:.4f}"
-            )
+        worst = max(tensors, key=lambda found: found["relative_rms"])
+        ties = f", {worst['at_threshold']:.2%} at the threshold" if "at_threshold" in worst else ""
+        print(
+            f"agreement, {name}, worst of {len(tensors)}, {worst['tensor']}: {worst['differ']:.2%} of elements differ"
+            f"{ties}; difference {worst['relative_rms']:.3f} of the task vector; norm ratio {worst['norm_ratio']:.4f}"
+        )
     for bar in report["bars"]:
         print(f"{'holds' if bar['holds'] else 'DOES NOT HOLD':<14}{bar['bar']}: {bar['value']:.2f} ({bar['limit']})")
 

@@ -19,20 +19,41 @@ DEMO = ROOT / "build/demo"
 
 
 def methods_block() -> str:
-    """Return the table of methods from their own signatures."""
-    lines = ["| method | base | parameters (defaults; `*` one value per expert) | what it does |", "|---|---|---|---|"]
+    """Return the table of methods from their own signatures and documentation."""
+    head = "| method | base | data | statistics | reads | how | use it for | not for |"
+    lines = [head, "|" + "---|" * 8]
     for entry in methods():
-        parameters = ", ".join(
-            f"`{name}{'*' if p['per_expert'] else ''}`" + ("" if p["required"] else f" ({_shown(p['default'])})")
-            for name, p in entry["parameters"].items()
+        data = ", ".join(f"`{kind}`" for kind in entry["aux"]) or "none"
+        how = "whole matrices" if entry["matrix"] else "element by element"
+        scope = {"none": "none", "tensor": "of the tensor", "global": "of the model"}[entry["scope"]]
+        name = entry["name"]
+        lines.append(
+            f"| [`{name}`](#{name}) | {entry['base']} | {data} | {scope} | {entry['passes']} | {how} | "
+            f"{entry['use']} | {entry['avoid']} |"
         )
-        summary = entry["summary"].split(": ", 1)[-1]
-        lines.append(f"| `{entry['name']}` | {entry['base']} | {parameters} | {summary} |")
     return "\n".join(lines)
 
 
+def details_block() -> str:
+    """Return one section per method: its documentation, its parameters, what it promises."""
+    parts = []
+    for entry in methods():
+        text = re.sub(r"\n(Use|Avoid): ", r"\n\n**\1**: ", entry["documentation"])
+        text = re.sub(r"\nSource: ", "\n**Source**: ", text)
+        text = re.sub(r"(?m)^    (?=\S)", "      ", text)  # formulas stay in code blocks
+        rows = [
+            f"| `{name}`{'\\*' if p['per_expert'] else ''} | {p['type']} | "
+            f"{'required' if p['required'] else _shown(p['default'])} |"
+            for name, p in entry["parameters"].items()
+        ]
+        table = "\n".join(["| parameter | value | default |", "|---|---|---|", *rows]) if rows else "No parameters."
+        laws = ", ".join(entry["laws"]) or "none"
+        parts.append(f"### {entry['name']}\n\n{text}\n\n{table}\n\nLaws: {laws}.")
+    return "\n\n".join(parts)
+
+
 def _shown(default: object) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)
+    return str(default).lower() if isinstance(default, bool) else str(default) if default != "" else "none"
 
 
 def demo_block(evaluation: dict) -> str:
@@ -98,10 +119,15 @@ def replace_block(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
 
 
+def generated(text: str) -> str:
+    """Return the page of methods with what follows from their files."""
+    return replace_block(replace_block(text, "methods", methods_block()), "details", details_block())
+
+
 def main() -> None:
     """Rewrite the blocks in place."""
-    page = ROOT / "docs/merging.md"
-    page.write_text(replace_block(page.read_text(), "methods", methods_block()))
+    page = ROOT / "docs/methods.md"
+    page.write_text(generated(page.read_text()))
     readme = ROOT / "README.md"
     if (DEMO / "evaluation.json").is_file():
         evaluation = json.loads((DEMO / "evaluation.json").read_text())

@@ -14,7 +14,7 @@ VERBS = [command.name for command in app.registered_commands]
 
 
 def test_the_verbs_are_pinned(capsys):
-    assert VERBS == ["merge", "plan", "inspect", "train", "eval", "demo", "methods"]
+    assert VERBS == ["merge", "plan", "inspect", "moe", "extract", "train", "statistics", "eval", "demo", "methods"]
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {verb} " in shown for verb in VERBS)

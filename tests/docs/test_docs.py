@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from consilience import load_recipe, merge_state_dicts
+from consilience import load_recipe, merge_state_dicts, methods
 from consilience.cli.app import app, run
 from consilience.data import Suite
 from tests.docs.workspace import ROOT, make_workspace
@@ -174,9 +174,13 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_generated_blocks_are_current() -> None:
     generate = runpy.run_path(str(ROOT / "docs/generate.py"))
-    page = (ROOT / "docs/merging.md").read_text()
-    current = generate["replace_block"](page, "methods", generate["methods_block"]())
-    assert page == current, "run: python docs/generate.py"
+    page = (ROOT / "docs/methods.md").read_text()
+    assert page == generate["generated"](page), "run: python docs/generate.py"
+
+
+def test_every_method_says_when_to_use_it_and_when_not() -> None:
+    lacking = [entry["name"] for entry in methods() if not entry["use"] or not entry["avoid"]]
+    assert not lacking, "write `Use:` and `Avoid:` paragraphs"
 
 
 def test_the_method_of_the_contributing_page_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from consilience.errors import ConsilienceError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import method_names
-from tests.golden.translate import Translation, Untranslated, find_translation, translate
+from tests.golden.translate import Translation, Untranslated, find_translation, has_translation, translate
 
 Tensors = dict[str, np.ndarray]
 
@@ -41,9 +41,11 @@ def run_case(path: Path) -> Outcome:
     facts = json.loads(path.read_bytes())
     method = facts.get("method", path.parent.name)
     label = f"{method}/{path.stem}"
-    if method not in method_names():
+    if method not in method_names() and not has_translation(method):
         return Outcome(label, "skipped", f"method {method!r} is not here")
     groups = _grouped(load_file(path.with_suffix(".safetensors")))
+    if "merged" not in groups:
+        return Outcome(label, "skipped", "it holds no merge")
     names = sorted((name for name in groups if name.startswith("expert")), key=lambda name: int(name[6:]))
     try:
         translation = find_translation(method, facts["source"])
@@ -72,7 +74,8 @@ def _merged(
         given["aux"] = translation.aux(groups, names)
     if translation.masks:
         given["masks"] = _masks(groups, names)
-    return merge_state_dicts(method, groups.get("base"), {name: groups[name] for name in names}, **given)
+    experts = {name: groups[name] for name in names}
+    return merge_state_dicts(translation.method or method, groups.get("base"), experts, **given)
 
 
 def _grouped(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensors]:

@@ -42,6 +42,7 @@ class Translation:
     aux: Callable[[Groups, Sequence[str]], Mapping[str, Any]] | None = None
     merge: Callable[[Mapping[str, Any], Groups, Sequence[str], Mapping[str, Any]], Mapping[str, Any]] | None = None
     extra: Callable[[Mapping[str, Any], Groups, Mapping[str, Any], Mapping[str, Any]], list[str]] | None = None
+    method: str = ""
 
 
 def same(name: str) -> Rule:
@@ -170,6 +171,11 @@ def table() -> Mapping[tuple[str, str], Translation]:
         if not path.stem.startswith("_"):
             rows.update(import_module(f"tests.golden.translations.{path.stem}").TABLE)
     return rows
+
+
+def has_translation(method: str) -> bool:
+    """Whether the table has a row for a method's name, in whatever reference."""
+    return any(name == method for name, _ in table())
 
 
 def find_translation(method: str, source: str) -> Translation:

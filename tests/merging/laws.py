@@ -5,7 +5,7 @@ import numpy as np
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method
 
-NARROW = {"eps": (0.0, 1e-6), "tol": (1e-9, 1e-5), "epsilon": (0.0, 0.25)}
+NARROW = {"learning_rate": (1e-7, 1e-6), "eps": (0.0, 1e-6), "tol": (1e-9, 1e-5), "epsilon": (0.0, 0.25)}
 """Ranges of parameters that mean something only when small; densities then stay within 0.3 to 0.7."""
 
 
@@ -87,7 +87,7 @@ def write_aux(folder, aux, method):
         for name, tensors in groups.items():
             place = folder / f"{kind}-{name or 'all'}"
             place.mkdir(parents=True, exist_ok=True)
-            save_file({n: np.ascontiguousarray(v) for n, v in tensors.items()}, place / f"{kind}.safetensors")
+            save_file({n: np.array(v, order="C") for n, v in tensors.items()}, place / f"{kind}.safetensors")
             places.setdefault(kind, {})[name] = str(place)
     return {kind: named[""] if set(named) == {""} else named for kind, named in places.items()}
 

@@ -15,7 +15,7 @@ from consilience.merging.engine import run_plan
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method, method_names
 from consilience.merging.recipe import Recipe, load_recipe, parse_recipe
-from consilience.merging.task import merge_tensor
+from consilience.merging.task import makes_whole, merge_tensor
 from tests.merging.checkpoints import llama_tensors, make_family, read_weights, weight_bytes, write_model
 from tests.merging.laws import same_bytes, sample_aux, sample_parameters, write_aux
 
@@ -42,12 +42,25 @@ def test_streamed_equals_in_memory_for_any_threads_and_chunks(tmp_path, method, 
     base = None if find_method(method).base == "none" else loaded["base"]
     expected = merge_state_dicts(method, base, {e: loaded[e] for e in experts}, seed=3, **values)
     seen = set()
+    exact = not any(makes_whole(task) for task in recipe.plan().tasks)
+    tolerance = max(task.steps().tolerance for task in recipe.plan().tasks if task.copy is None)
     for workers, chunk in ((1, 4096), (2, 8192), (4, 1 << 20), (3, 1)):
         out = tmp_path / f"out-{workers}-{chunk}"
         run_plan(recipe.plan(out, workers=workers), chunk=chunk)
-        assert same_bytes(read_weights(out), expected)
-        seen.add(json.dumps({k: hash(v) for k, v in weight_bytes(out).items()}))
-    assert len(seen) == 1
+        if exact:
+            assert same_bytes(read_weights(out), expected)
+            seen.add(json.dumps({k: hash(v) for k, v in weight_bytes(out).items()}))
+        else:  # matrix libraries add in another order with another number of threads
+            assert_close(read_weights(out), expected, loaded["base"], tolerance)
+    assert not exact or len(seen) == 1
+
+
+def assert_close(found, expected, base, tolerance):
+    """Equal within what the manifest promises of matrix computations, a share of the largest change of a tensor."""
+    for name, values in expected.items():
+        change = (values.double() - base[name].double()).abs().max()
+        step = torch.finfo(values.dtype).eps * values.double().abs().max()
+        assert (found[name].double() - values.double()).abs().max() <= tolerance * change + step, name
 
 
 def test_output_is_a_complete_folder(tmp_path):

@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from consilience.errors import RecipeError
+from consilience.errors import RecipeError, WorkError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import find_method, method_names
 from tests.merging.laws import CHECKS, make_models, merge, same_bytes, sample_parameters
 
-pytestmark = pytest.mark.filterwarnings("ignore:breadcrumbs:UserWarning", "ignore:model_stock:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:breadcrumbs:UserWarning",
+    "ignore:model_stock:UserWarning",
+    "ignore:pcb:UserWarning",
+    "ignore:consensus:UserWarning",
+)
 
 SHAPES = st.dictionaries(
     st.sampled_from(["a.weight", "b.weight", "layers.0.w", "layers.1.w"]),
@@ -26,7 +31,12 @@ def test_declared_law_holds(method, law):
     @settings(deadline=None, max_examples=15)
     @given(SHAPES, st.integers(0, 2**31), DTYPES)
     def check(shapes, seed, dtype):
-        CHECKS[law](method, shapes, seed, dtype)
+        try:
+            CHECKS[law](method, shapes, seed, dtype)
+        except WorkError as error:  # pcb refuses an expert without changes
+            if "equals the base" not in str(error):
+                raise
+            reject()
 
     check()
 

@@ -24,8 +24,8 @@ def config_of(kind, **options):
 
 
 def write_lm(folder, kind="llama", seed=0, near=None, spread=0.02, **options):
-    """Save a random model, or one near another's weights, with a tokenizer of words; return the folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """Save a random model, or one near another's weights, with a tokenizer of bytes; return the folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
@@ -37,8 +37,9 @@ def write_lm(folder, kind="llama", seed=0, near=None, spread=0.02, **options):
             noise["lm_head.weight"] = noise["model.embed_tokens.weight"]
         model.load_state_dict({name: tensor + noise[name] for name, tensor in weights.items()})
     model.save_pretrained(folder)
-    words = {word: index for index, word in enumerate(["<unk>", "</s>", *(f"w{i}" for i in range(38))])}
-    tokenizer = Tokenizer(models.WordLevel(words, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = ["<unk>", "</s>", "w", "\u0120", *"0123456789", *"abcdefghijklmnopqrstuvxyz"]
+    tokenizer = Tokenizer(models.BPE({mark: index for index, mark in enumerate(marks)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
     return folder

@@ -19,7 +19,7 @@ from consilience.data import RetrievalData
 from consilience.errors import BudgetError, DataError, OutputError, RequestError, WorkError
 from consilience.models import load_encoder
 from consilience.training import train_encoder
-from consilience.training.loop import learning_rate_at
+from consilience.training.fitting import learning_rate_at
 from tests.models.tiny import TEXTS, write_bert
 from tests.training.toy import toy_data
 

@@ -73,6 +73,7 @@ def plan_shards(
     max_shard_bytes: int = 5_000_000_000,
     metadata: Mapping[str, str] | None = None,
     file_names: Mapping[str, str] | str = "model.safetensors",
+    components: bool = True,
 ) -> tuple[Shard, ...]:
     """Lay tensors out over files.
 
@@ -83,19 +84,20 @@ def plan_shards(
     A component ("2_Dense/...") goes to its sub-folder. What exceeds `max_shard_bytes` (of numbers) is cut into
     NAME-00001-of-0000N.safetensors in the given order; a larger tensor gets a file of its own. Within a file wider
     number types come first, so that every tensor is aligned. `file_names` is the file name, or one per component
-    ("" is the folder itself; "model.safetensors" where it is not listed).
+    ("" is the folder itself; "model.safetensors" where it is not listed). Without `components` names are kept whole, in
+    one folder.
 
     Raises ValueError for a repeated name.
     """
-    components: dict[str, list[OutputTensor]] = {}
+    parts: dict[str, list[OutputTensor]] = {}
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
             raise ValueError(f"tensor {tensor.name!r} is planned twice")
         seen.add(tensor.name)
-        components.setdefault(tensor.name.rpartition("/")[0], []).append(tensor)
+        parts.setdefault(tensor.name.rpartition("/")[0] if components else "", []).append(tensor)
     planned: list[Shard] = []
-    for component, members in components.items():
+    for component, members in parts.items():
         name = file_names if isinstance(file_names, str) else file_names.get(component, "model.safetensors")
         groups = list(_cut(members, max_shard_bytes))
         stem = name.removesuffix(".safetensors")
@@ -104,7 +106,8 @@ def plan_shards(
             single = len(groups) == 1
             file = name if single else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
             index = None if single else f"{folder}{stem}.safetensors.index.json"
-            planned.append(_shard(folder + file, group, {"format": "pt", **(metadata or {})}, index))
+            named = [(tensor, tensor.name.removeprefix(folder)) for tensor in group]
+            planned.append(_shard(folder + file, named, {"format": "pt", **(metadata or {})}, index))
     return tuple(planned)
 
 
@@ -121,13 +124,12 @@ def _cut(tensors: Iterable[OutputTensor], limit: int) -> Iterator[list[OutputTen
         yield group
 
 
-def _shard(file: str, tensors: list[OutputTensor], metadata: Mapping[str, str], index: str | None) -> Shard:
-    ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+def _shard(file: str, tensors: list[tuple[OutputTensor, str]], metadata: Mapping[str, str], index: str | None) -> Shard:
+    ordered = sorted(tensors, key=lambda item: -DTYPES[item[0].dtype].itemsize)
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     positions: list[tuple[OutputTensor, str, int]] = []
     position = 0
-    for tensor in ordered:
-        stored_name = tensor.name.rpartition("/")[2]
+    for tensor, stored_name in ordered:
         offsets = [position, position + tensor.nbytes]
         entries[stored_name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
         positions.append((tensor, stored_name, position))

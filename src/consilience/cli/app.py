@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import consilience
-from consilience.cli import demo, evaluate, extract, inspect, merge, methods, plan, train
+from consilience.cli import demo, evaluate, extract, inspect, merge, methods, moe, plan, statistics, train
 from consilience.errors import ConsilienceError
 
 __all__ = ["app", "run"]
@@ -29,8 +29,10 @@ app = typer.Typer(
 app.command("merge")(merge.merge)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
+app.command("moe")(moe.moe)
 app.command("extract")(extract.extract)
 app.command("train")(train.train)
+app.command("statistics")(statistics.statistics)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("methods")(methods.methods)

@@ -16,6 +16,9 @@ def merge(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: all processors).")] = None,
     budget: Annotated[float | None, typer.Option(help="Stop after this many seconds; run again to resume.")] = None,
     device: Annotated[str, typer.Option(help="Where matrix methods compute: cpu, cuda, cuda:1.")] = "cpu",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a parameter: NAME=VALUE or NAME.EXPERT=VALUE.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Unknown keys of mergekit recipes are errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
@@ -23,7 +26,7 @@ def merge(
     from consilience.core.jobs import Budget
     from consilience.merging.recipe import load_recipe
 
-    loaded = load_recipe(recipe, strict=strict)
+    loaded = load_recipe(recipe, strict=strict, settings=settings or ())
     for warning in loaded.request.warnings:
         note(f"warning: {warning}")
     limits = Budget(wall_seconds=budget) if budget is not None else None

@@ -16,13 +16,16 @@ def plan(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (default: all processors).")] = None,
     scan: Annotated[bool, typer.Option("--scan", help="Also read every value and look for NaN and infinity.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with what is done to it.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace a parameter: NAME=VALUE or NAME.EXPERT=VALUE.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Unknown keys of mergekit recipes are errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a merge would read, write and need, and every problem it would have. Reads no weights."""
     from consilience.merging.recipe import load_recipe
 
-    made = load_recipe(recipe, strict=strict).plan(out, workers=threads)
+    made = load_recipe(recipe, strict=strict, settings=settings or ()).plan(out, workers=threads)
     if scan:
         from consilience.merging.scan import scan_values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from consilience.data.language import LanguageData
 from consilience.data.metrics import Metric, measure, ndcg_at, rank
 from consilience.data.pairs import TrainingPairs
 from consilience.data.reserved import ReservedQueries
@@ -12,6 +13,7 @@ from consilience.data.suite import Suite
 __all__ = [
     "Documents",
     "EvaluationSet",
+    "LanguageData",
     "Metric",
     "Queries",
     "ReservedQueries",

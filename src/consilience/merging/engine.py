@@ -276,8 +276,10 @@ class _Run:
 
     def _tolerance(self) -> str:
         """Say how closely the same recipe gives the same numbers elsewhere."""
-        if any(makes_whole(task) for task in self.plan.tasks):
-            return f"1e-4 of the largest change of a tensor (matrix computations in PyTorch on {self.device})"
+        matrices = [task.steps().tolerance for task in self.plan.tasks if makes_whole(task)]
+        if matrices:
+            share = f"{max(matrices):g} of the largest change of a tensor"
+            return f"{share} (matrix computations in PyTorch on {self.device})"
         return "exact bytes" if self.plan.request.adapter is None else "1e-5 relative (singular values)"
 
     def _manifest(

@@ -31,8 +31,9 @@ def model_statistics(
     if not chosen:
         return {}
     known: list[Statistics] = [{} for _ in chosen]
-    sizes = [task.numel for task, _ in chosen]
-    for index, survey in enumerate(chosen[0][1].surveys):
+    surveyed = [place for place, (task, steps) in enumerate(chosen) if steps.surveyed(task.name, task.shape)]
+    sizes = [chosen[place][0].numel for place in surveyed]
+    for index, survey in enumerate(chosen[0][1].surveys if surveyed else ()):
 
         def one(place: int, index: int = index) -> object:
             task, steps = chosen[place]
@@ -41,6 +42,6 @@ def model_statistics(
             return state
 
         at_once = 1 if isinstance(survey, WholeSurvey) else workers
-        states = [state for _, state in run_tasks(one, range(len(chosen)), workers=at_once)]
-        survey.finish(states, sizes, known)
+        states = [state for _, state in run_tasks(one, surveyed, workers=at_once)]
+        survey.finish(states, sizes, [known[place] for place in surveyed])
     return {task.name: statistics for (task, _), statistics in zip(chosen, known, strict=True)}

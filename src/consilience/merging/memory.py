@@ -19,7 +19,7 @@ from consilience.merging.global_scope import model_statistics
 from consilience.merging.method import Method, find_method
 from consilience.merging.task import DEFAULT_CHUNK, TensorTask, makes_whole, merge_tensor
 
-__all__ = ["InMemory", "merge_state_dicts"]
+__all__ = ["InMemory", "as_array", "as_source", "merge_state_dicts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,8 @@ class InMemory:
         return ()
 
 
-def _source(tensor: Any) -> InMemory:
+def as_source(tensor: Any) -> InMemory:
+    """Return a NumPy array or a PyTorch tensor as a source; its dtype is "" where safetensors has no such type."""
     if hasattr(tensor, "detach"):
         import torch
 
@@ -82,7 +83,8 @@ def _source(tensor: Any) -> InMemory:
     return InMemory(np.ascontiguousarray(array).reshape(-1).view(storage), dtype, array.shape)
 
 
-def _result(raw: NDArray[Any], dtype: str, shape: tuple[int, ...], like: Any) -> Any:
+def as_array(raw: NDArray[Any], dtype: str, shape: tuple[int, ...], like: Any) -> Any:
+    """Return flat stored numbers as an array of a shape: a PyTorch tensor where `like` is one, else a NumPy array."""
     if hasattr(like, "detach"):
         import torch
 
@@ -130,8 +132,8 @@ def merge_state_dicts(
         if missing or extra:
             problems.add(f"expert {name!r}: missing tensors {missing[:5]}, extra tensors {extra[:5]}")
     problems.raise_if_any(RecipeError, method)
-    sources = {name: {t: _source(v) for t, v in named[name].items()} for name in order}
-    bases = {t: _source(v) for t, v in base.items()} if base is not None else None
+    sources = {name: {t: as_source(v) for t, v in named[name].items()} for name in order}
+    bases = {t: as_source(v) for t, v in base.items()} if base is not None else None
     tasks = [
         _task(tensor, declared.name, bound, sources, bases, next(iter(named)), seed, masks, problems)
         for tensor in reference
@@ -154,7 +156,7 @@ def merge_state_dicts(
         merge_tensor(task, write, statistics=known, chunk=chunk, hash_inputs=False, device=device, facts=told)
         if facts is not None and told:
             facts[task.name] = told
-        merged[task.name] = _result(out, task.dtype, task.shape, reference[task.name])
+        merged[task.name] = as_array(out, task.dtype, task.shape, reference[task.name])
     return merged
 
 
@@ -164,8 +166,8 @@ def _artefacts(
     """Return the artefacts of one kind as sources: one mapping per expert, or a single one."""
     declared = method.aux.get(kind)
     if declared is None or not declared.per_expert:
-        return ({tensor: _source(value) for tensor, value in held.items()},)
-    return tuple({tensor: _source(value) for tensor, value in held.get(name, {}).items()} for name in order)
+        return ({tensor: as_source(value) for tensor, value in held.items()},)
+    return tuple({tensor: as_source(value) for tensor, value in held.get(name, {}).items()} for name in order)
 
 
 def _task(

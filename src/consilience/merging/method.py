@@ -27,6 +27,7 @@ __all__ = [
     "Method",
     "Parameter",
     "PerExpert",
+    "Recorded",
     "Regex",
     "Share",
     "each",
@@ -96,6 +97,17 @@ class Aux:
         return {"same": shape, "gram": last * 2, "columns": last, "scalar": (), "any": None}[self.shape]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Marks a number per expert that training wrote down; where a recipe gives none, the plan looks it up.
+
+    `metric` and `window` are the parameters that say which number, and over how many logged values it is averaged.
+    """
+
+    metric: str
+    window: str
+
+
 class each(tuple[T, ...]):
     """The default of a per-expert parameter: this value for each expert."""
 
@@ -118,6 +130,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     regex: bool = False
     chosen: bool = False
+    recorded: Recorded | None = None
 
     def describe(self) -> str:
         """Return type and range in words, as help and error messages show them."""
@@ -191,6 +204,7 @@ class Method:
 def _parameter(name: str, hint: Any, default: Any) -> Parameter:
     per_expert = regex = chosen = False
     allowed: Between | None = None
+    recorded: Recorded | None = None
     choices: tuple[str, ...] = ()
     while get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
@@ -198,6 +212,7 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
         regex = regex or any(isinstance(e, _Regex) for e in extras)
         chosen = chosen or any(isinstance(e, _Chosen) for e in extras)
         allowed = next((e for e in extras if isinstance(e, Between)), allowed)
+        recorded = next((e for e in extras if isinstance(e, Recorded)), recorded)
         if per_expert and get_origin(hint) is tuple:
             hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
@@ -207,7 +222,9 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
     if chosen:
         hint, default = str, default if required else ""
     value = None if required else default
-    return Parameter(name.rstrip("_"), name, hint, per_expert, required, value, allowed, choices, regex, chosen)
+    return Parameter(
+        name.rstrip("_"), name, hint, per_expert, required, value, allowed, choices, regex, chosen, recorded
+    )
 
 
 def method(

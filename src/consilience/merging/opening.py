@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from consilience.checkpoints.adapter_factors import open_factors
 from consilience.checkpoints.model import Checkpoint
 from consilience.checkpoints.open import open_checkpoint
 from consilience.errors import ConsilienceError, Problems
@@ -23,8 +24,14 @@ def first_model(request: MergeRequest) -> str:
 
 
 def open_models(request: MergeRequest, planned: Mapping[str, Checkpoint], problems: Problems) -> dict[str, Checkpoint]:
-    """Open every model; an expert that is an adapter alone is applied to the base."""
+    """Open every model; an expert that is an adapter alone is applied to the base.
+
+    Without a base, and where all experts are adapters, each is opened as its factors, which are merged one by one.
+    """
     models: dict[str, Checkpoint] = {}
+    as_factors = request.base is None and all(
+        _is_adapter(reference, _near(reference, request.folder)) for reference in request.models.values()
+    )
     for name, reference in request.models.items():
         if reference in planned:
             models[name] = planned[reference]
@@ -34,7 +41,7 @@ def open_models(request: MergeRequest, planned: Mapping[str, Checkpoint], proble
             reference = f"{request.models[str(request.base)]}+{reference}"
             near = _near(reference, request.folder)
         try:
-            opened = open_checkpoint(reference, relative_to=near)
+            opened = (open_factors if as_factors else open_checkpoint)(reference, relative_to=near)
             models[name] = (
                 _renamed(opened, request.renames[name], name, problems) if name in request.renames else opened
             )

@@ -17,6 +17,7 @@ from consilience.core.executor import default_workers
 from consilience.core.hashing import fingerprint
 from consilience.core.jobs import check_output, partial_folder
 from consilience.errors import Problems, RecipeError
+from consilience.merging.adapter_inputs import check_factors
 from consilience.merging.adapter_output import adapter_tensors
 from consilience.merging.artefacts import attach_artefacts, check_artefacts, open_artefacts
 from consilience.merging.binding import check_method, unknown_parameters
@@ -26,6 +27,7 @@ from consilience.merging.layout import lay_out, roles
 from consilience.merging.method import find_method
 from consilience.merging.opening import first_model, open_models, own_inputs
 from consilience.merging.output_config import output_config
+from consilience.merging.recorded import with_records
 from consilience.merging.request import MergeRequest
 from consilience.merging.task import DEFAULT_CHUNK, TensorTask, makes_whole
 from consilience.merging.vocabulary import plan_vocabulary
@@ -143,8 +145,10 @@ def _make(
     problems.extend(check_artefacts(method, request.aux, request.experts))
     artefacts = open_artefacts(request, method, problems)
     problems.extend(own_inputs(out, models) if out is not None else ())
-    problems.raise_if_any(RecipeError, request.origin)
     notices = list(request.warnings)
+    check_factors(models, problems, notices)
+    request = with_records(request, method, models, problems, notices)
+    problems.raise_if_any(RecipeError, request.origin)
     donor = models[request.base or first_model(request)]
     origins, layers = lay_out(request, models, problems, notices)
     problems.raise_if_any(RecipeError, request.origin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +83,11 @@ class Recipe:
         return run_plan(self.plan(out, workers=workers), budget=budget, progress=progress, device=device)
 
 
-def load_recipe(path: str | Path, *, strict: bool = False) -> Recipe:
+def load_recipe(path: str | Path, *, strict: bool = False, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe file: native (`method:`) or mergekit's language (`merge_method:`).
 
-    Raises RecipeError with the file's name and all problems; `strict` makes unknown keys of mergekit files errors.
+    `strict` makes unknown keys of mergekit files errors. `settings` replace parameters of a native recipe:
+    "lambda=0.4", or "weight.EXPERT=0.7" for one expert. Raises RecipeError with the file's name and all problems.
     """
     file = Path(path)
     try:
@@ -95,18 +96,47 @@ def load_recipe(path: str | Path, *, strict: bool = False) -> Recipe:
         raise RecipeError(f"recipe {file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {file}: cannot be read as text ({error})") from error
-    return parse_recipe(text, origin=str(file), folder=file.parent, strict=strict)
+    return parse_recipe(text, origin=str(file), folder=file.parent, strict=strict, settings=settings)
 
 
-def parse_recipe(text: str, *, origin: str = "recipe", folder: Path = Path(), strict: bool = False) -> Recipe:
+def parse_recipe(
+    text: str,
+    *,
+    origin: str = "recipe",
+    folder: Path = Path(),
+    strict: bool = False,
+    settings: Sequence[str] = (),
+) -> Recipe:
     """Parse the text of a recipe; see load_recipe."""
     documents = [document.value for document in load_located(text, origin)]
     if not documents or not all(isinstance(d, dict) for d in documents):
         raise RecipeError(f"{origin}: expected a mapping with `method:` (native) or `merge_method:` (mergekit)")
     if any("merge_method" in d for d in documents):
+        if settings:
+            raise RecipeError(f"{origin}: parameters can be set from outside in native recipes only (`method:`)")
         from consilience.merging.mergekit import parse_mergekit
 
         return Recipe.from_request(parse_mergekit(text, origin=origin, folder=folder, strict=strict))
     if len(documents) > 1:
         raise RecipeError(f"{origin}: {len(documents)} documents; a native recipe is one document")
+    if settings:
+        documents[0]["parameters"] = _set(documents[0].get("parameters"), settings, origin)
+        text = yaml.safe_dump(documents[0], sort_keys=False, allow_unicode=True)
     return Recipe.from_request(parse_native(documents[0], origin=origin, folder=folder, text=text))
+
+
+def _set(written: Any, settings: Sequence[str], origin: str) -> dict[str, Any]:
+    """Return the parameters of a recipe with some replaced, of the whole merge or of one expert."""
+    parameters: dict[str, Any] = dict(written or {})
+    for setting in settings:
+        place, equals, text = setting.partition("=")
+        name, dot, expert = place.partition(".")
+        if not equals or not name or (dot and not expert):
+            raise RecipeError(f"{origin}: {setting!r} sets nothing; write NAME=VALUE or NAME.EXPERT=VALUE")
+        value = yaml.safe_load(text)
+        if expert:
+            own = parameters.get(name)
+            parameters[name] = {**(own if isinstance(own, dict) else {}), expert: value}
+        else:
+            parameters[name] = value
+    return parameters

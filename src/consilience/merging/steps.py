@@ -121,7 +121,8 @@ class Steps:
 
     `whole` makes a tensor at once: it is given all of it (PyTorch, on the CPU or a GPU) and returns the merged values
     in the tensor's shape. It makes those that it `selects`; `apply` makes the others. Surveys look at the tensors
-    that are `surveyed`.
+    that are `surveyed`. `tolerance`: how far another number of threads or another device may take what `whole` makes,
+    as a share of the largest change of a tensor.
     """
 
     apply: Apply
@@ -134,6 +135,7 @@ class Steps:
     whole: ApplyWhole | None = None
     selects: Selects = every_tensor
     surveyed: Selects = every_tensor
+    tolerance: float = 1e-4
 
     def makes_whole(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether `whole` makes this tensor."""

@@ -60,6 +60,11 @@ class Whole:
         self._width = np.float64 if any(source.dtype == "F64" for source in sources) else np.float32
 
     @property
+    def has_base(self) -> bool:
+        """Whether there is a base."""
+        return self._base is not None
+
+    @property
     def device(self) -> torch.device:
         """Where tensors are put."""
         import torch

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from consilience.models.encoder import DenseEncoder
     from consilience.models.stack import EncoderStack
 
-__all__ = ["load_encoder"]
+__all__ = ["choose_device", "load_encoder", "open_tokenizer", "read_config", "without_initial_values"]
 
 
 def load_encoder(
@@ -48,21 +48,22 @@ def load_encoder(
     folder = checkpoint.folder / description.transformer
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{checkpoint.reference}: no config.json in {folder}; an encoder needs a model folder")
-    config = _config(folder, checkpoint.reference)
-    tokenizer = _tokenizer(folder, description)
+    config = read_config(folder, checkpoint.reference)
+    tokenizer = open_tokenizer(folder, lower_case=description.lower_case)
     stack, unused = _empty_stack(config, description, checkpoint.reference)
     names = _fill(stack, checkpoint, description, unused)
     return DenseEncoder(
         checkpoint,
         description,
-        stack.to(_device(device)).eval(),
+        stack.to(choose_device(device)).eval(),
         tokenizer,
         names,
         max_tokens=_limit(max_tokens, description, tokenizer, _positions(stack, config)),
     )
 
 
-def _config(folder: Path, reference: str) -> Any:
+def read_config(folder: Path, reference: str) -> Any:
+    """Return transformers' config of a folder; code in the folder is never run."""
     from transformers import AutoConfig
 
     try:
@@ -75,14 +76,15 @@ def _config(folder: Path, reference: str) -> Any:
     return config
 
 
-def _tokenizer(folder: Path, description: EncoderFolder) -> Any:
+def open_tokenizer(folder: Path, *, lower_case: bool = False) -> Any:
+    """Return transformers' tokenizer of a folder; lower_case: inputs are lower-cased before its own normalisation."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{folder}: transformers cannot open a tokenizer here: {error}") from error
-    if description.lower_case:
+    if lower_case:
         _lower_case(tokenizer)
     return tokenizer
 
@@ -118,7 +120,7 @@ def _empty_stack(config: Any, description: EncoderFolder, reference: str) -> tup
             options["add_pooling_layer"] = False
         # The attention is transformers' own choice: SDPA where the architecture has it, never slower than eager on a
         # CPU in our measurements (1 to 3 % faster), vectors equal to 2e-7.
-        with _without_initial_values():
+        with without_initial_values():
             transformer = kind._from_config(config, **options).float()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
@@ -128,7 +130,7 @@ def _empty_stack(config: Any, description: EncoderFolder, reference: str) -> tup
     return EncoderStack(transformer, description.modules, width), unused
 
 
-def _without_initial_values() -> AbstractContextManager[Any]:
+def without_initial_values() -> AbstractContextManager[Any]:
     """Skip drawing random weights that are overwritten at once (its place moved in transformers 5)."""
     try:
         from transformers.initialization import no_init_weights
@@ -191,7 +193,8 @@ def _limit(asked: int | None, description: EncoderFolder, tokenizer: Any, positi
     return asked
 
 
-def _device(asked: str | None) -> Any:
+def choose_device(asked: str | None) -> Any:
+    """Return the device asked for; None is the GPU where there is one. Raises RequestError where it cannot be used."""
     import torch
 
     if asked is None:

@@ -19,9 +19,10 @@ from consilience.errors import NonFiniteError, OutputError, RequestError
 from consilience.models.folder import side_file_texts
 
 if TYPE_CHECKING:
+    from consilience.checkpoints import Checkpoint
     from consilience.models.encoder import DenseEncoder
 
-__all__ = ["save_encoder", "write_encoder", "write_tensors"]
+__all__ = ["save_encoder", "write_encoder", "write_model", "write_tensors"]
 
 
 def save_encoder(encoder: DenseEncoder, folder: Path, *, dtype: str | None = None) -> Path:
@@ -46,8 +47,33 @@ def save_encoder(encoder: DenseEncoder, folder: Path, *, dtype: str | None = Non
 
 def write_encoder(encoder: DenseEncoder, folder: Path, *, dtype: str | None = None) -> None:
     """Write an encoder's files into `folder`, replacing files of the same name; see `save_encoder`."""
-    checkpoint = encoder.checkpoint
-    parameters = encoder.parameters()
+    overrides = {}
+    if not encoder.description.written:
+        overrides = side_file_texts(encoder.description, encoder.dimension)
+    write_model(
+        encoder.checkpoint,
+        encoder.parameters(),
+        folder,
+        dtype=dtype,
+        config_folder=encoder.description.transformer,
+        overrides=overrides,
+    )
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    parameters: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    config_folder: str = "",
+    overrides: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a checkpoint into `folder` with the values of `parameters` (by tensor name), replacing files there.
+
+    dtype: what the parameters are rounded to, once (None: the type each has on disk), also said in the config.json of
+    `config_folder`. Other tensors and side files are carried; `overrides` holds contents of side files instead.
+    """
     stored = _storage(dtype)
     tensors = [
         OutputTensor(name, stored or source.dtype if name in parameters else source.dtype, source.shape)
@@ -61,13 +87,11 @@ def write_encoder(encoder: DenseEncoder, folder: Path, *, dtype: str | None = No
         return checkpoint.tensors[tensor.name].read_raw(0, checkpoint.tensors[tensor.name].numel)
 
     _write(folder, tensors, values, checkpoint.weight_names)
-    overrides: dict[str, bytes] = {}
-    if not encoder.description.written:
-        overrides |= side_file_texts(encoder.description, encoder.dimension)
+    contents = dict(overrides or {})
     if stored is not None:
-        inside = f"{encoder.description.transformer}/" if encoder.description.transformer else ""
-        overrides[f"{inside}config.json"] = _config_with_dtype(checkpoint.folder / inside / "config.json", stored)
-    copy_side_files(checkpoint, folder, overrides)
+        inside = f"{config_folder}/" if config_folder else ""
+        contents[f"{inside}config.json"] = _config_with_dtype(checkpoint.folder / inside / "config.json", stored)
+    copy_side_files(checkpoint, folder, contents)
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, dtype: str, file: str) -> None:

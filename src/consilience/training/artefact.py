@@ -1,4 +1,4 @@
-"""What is trained and what is written: a LoRA adapter, or all weights of the encoder."""
+"""What is trained and what is written: a LoRA adapter, or all weights of the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from consilience.checkpoints.dtypes import dtype_from_name, torch_name
+from consilience.models.causal import CausalModel
 from consilience.models.encoder import DenseEncoder
 from consilience.training.lora import adapter_config, add_adapter, write_adapter
 
-__all__ = ["FullWeights", "LoraAdapter", "Trainee", "rounded"]
+__all__ = ["CausalAdapter", "CausalWeights", "FullWeights", "LoraAdapter", "Trainee", "rounded"]
 
 
 class Trainee(Protocol):
@@ -92,6 +93,48 @@ class FullWeights:
         from consilience.models.saving import write_encoder
 
         write_encoder(self.encoder, folder, dtype=self.dtype)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the number type written (None: that of the base) and the number of parameters."""
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        return {"method": "full", "dtype": self.dtype, "parameters": count}
+
+
+class CausalAdapter(LoraAdapter):
+    """A LoRA adapter on the linear layers of a causal language model, which is changed in place."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        base: str,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] | None,
+        seed: int,
+        dtype: str,
+    ) -> None:
+        self.dtype = dtype
+        self.parameters, chosen, transposed = add_adapter(
+            model.module, rank=rank, alpha=alpha, targets=targets, seed=seed
+        )
+        config = adapter_config(base=base, rank=rank, alpha=alpha, targets=chosen, fan_in_fan_out=transposed)
+        self.config = {**config, "task_type": "CAUSAL_LM"}
+
+
+class CausalWeights:
+    """All weights of a causal language model."""
+
+    def __init__(self, model: CausalModel, *, dtype: str | None) -> None:
+        self.dtype = dtype
+        self.model = model
+        self.parameters: Mapping[str, nn.Parameter] = model.parameters()
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+    def write(self, folder: Path) -> None:
+        """Write a model folder."""
+        self.model.write(folder, dtype=self.dtype)
 
     def facts(self) -> dict[str, Any]:
         """Return the number type written (None: that of the base) and the number of parameters."""

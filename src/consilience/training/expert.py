@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from consilience.core.hashing import file_xxh3, fingerprint
-from consilience.core.jobs import MANIFEST, Budget, Job
+from consilience.core.jobs import Budget, Job
 from consilience.core.progress import Progress
 from consilience.core.records import read_record, write_record
 from consilience.data import EvaluationSet, RetrievalData, evaluation_set
-from consilience.errors import RequestError
+from consilience.training.run import finished_record, torch_threads, weight_checksums
 from consilience.training.settings import LEARNING_RATES, Settings
 
 if TYPE_CHECKING:
-    from consilience.checkpoints import Checkpoint
     from consilience.models.encoder import DenseEncoder
     from consilience.training.artefact import Trainee
-    from consilience.training.loop import TrainingState
+    from consilience.training.fitting import TrainingState
 
 __all__ = ["train_encoder"]
 
@@ -142,28 +139,6 @@ def _opened(data: str | Path | RetrievalData) -> RetrievalData:
     return data if isinstance(data, RetrievalData) else RetrievalData.open(data)
 
 
-def _checksums(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the checksum of every file of weights, by its path in the model's or adapter's folder."""
-    opened = [(checkpoint.folder, checkpoint.files), *((one.folder, one.files) for one in checkpoint.adapters)]
-    return {
-        file.path.relative_to(folder).as_posix(): file_xxh3(file.path) for folder, files in opened for file in files
-    }
-
-
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    if count is not None and count < 1:
-        raise RequestError(f"threads is {count}; it has to be at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Run:
     """One training run: the request, and the way from base to published expert."""
 
@@ -184,7 +159,7 @@ class _Run:
         self.pairs = data.training_pairs(against=against)
         self.licence = licence
         self.encoder: DenseEncoder = load_encoder(base, device=device, max_tokens=settings.max_tokens)
-        self.base_files = _checksums(self.encoder.checkpoint)
+        self.base_files = weight_checksums(self.encoder.checkpoint)
         self.request = {
             "base": base,
             "base_files": self.base_files,
@@ -196,12 +171,7 @@ class _Run:
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of a finished run of the same request."""
-        if not (self.out / MANIFEST).is_file() or not (self.out / _RECORD).is_file():
-            return None
-        request = read_record(self.out / MANIFEST, "manifest", 1).get("request")
-        if fingerprint(request) != fingerprint(self.request):
-            return None
-        return read_record(self.out / _RECORD, "expert", _VERSION)
+        return finished_record(self.out, self.request, _RECORD, _VERSION)
 
     def train(
         self, *, state_every: int, threads: int | None, budget: Budget | None, shown: bool | None
@@ -214,7 +184,7 @@ class _Run:
         settings, encoder = self.settings, self.encoder
         batches = Batches(self.pairs, size=settings.batch, seed=settings.seed)
         with (
-            _torch_threads(threads),
+            torch_threads(threads),
             Job(self.out, kind="train", request=self.request, budget=budget) as job,
             Progress(settings.steps, "steps", f"training {self.out.name}", enabled=shown) as progress,
         ):

@@ -1,4 +1,4 @@
-"""The settings of a training run, checked together. The defaults live in `train_encoder`."""
+"""The settings of training runs, checked together. The defaults live in the functions that train."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from consilience.checkpoints.dtypes import DTYPES, dtype_from_name
 from consilience.errors import Problems, RequestError, did_you_mean
 
-__all__ = ["LEARNING_RATES", "Settings"]
+__all__ = ["LEARNING_RATES", "CommonSettings", "LanguageSettings", "Settings"]
 
 LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 _SCHEDULES = ("linear", "constant")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that decides the result, besides base and data; see `train_encoder` for the meaning."""
+class CommonSettings:
+    """What every run has, besides base and data; see `train_encoder` for the meaning."""
 
     method: str
     rank: int
@@ -29,14 +29,11 @@ class Settings:
     warmup: float
     weight_decay: float
     clip: float
-    scale: float
     dropout: bool
-    max_tokens: int
+    max_tokens: int | None
     seed: int
     dtype: str | None
     checkpoints: tuple[int, ...]
-    dev_queries: int
-    dev_documents: int
 
     def check(self) -> None:
         """Raise RequestError with every setting that cannot be."""
@@ -45,11 +42,11 @@ class Settings:
             problems.add(f"method {self.method!r} is unknown{did_you_mean(self.method, LEARNING_RATES)}")
         if self.schedule not in _SCHEDULES:
             problems.add(f"schedule {self.schedule!r} is unknown{did_you_mean(self.schedule, _SCHEDULES)}")
-        least = {"rank": 1, "steps": 1, "batch": 2, "max_tokens": 3, "dev_queries": 0, "dev_documents": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                problems.add(f"{name} is {getattr(self, name)}; it has to be at least {low}")
-        for name in ("alpha", "learning_rate", "clip", "scale"):
+        for name, low in self.lowest().items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                problems.add(f"{name} is {value}; it has to be at least {low}")
+        for name in self.positive():
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 problems.add(f"{name} is {value:g}; it has to be above 0")
@@ -65,3 +62,39 @@ class Settings:
             if not 0 < step <= self.steps:
                 problems.add(f"checkpoint {step} is outside the steps 1 to {self.steps}")
         problems.raise_if_any(RequestError, "training settings")
+
+    def lowest(self) -> dict[str, int]:
+        """Return the least value of each setting that counts something."""
+        return {"rank": 1, "steps": 1, "batch": 1, "max_tokens": 2}
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the settings that have to be above 0."""
+        return ("alpha", "learning_rate", "clip")
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    """Everything that decides what `train_encoder` makes."""
+
+    scale: float
+    dev_queries: int
+    dev_documents: int
+
+    def lowest(self) -> dict[str, int]:
+        """Return the least value of each setting that counts something."""
+        return {"rank": 1, "steps": 1, "batch": 2, "max_tokens": 3, "dev_queries": 0, "dev_documents": 0}
+
+    def positive(self) -> tuple[str, ...]:
+        """Return the settings that have to be above 0."""
+        return ("alpha", "learning_rate", "clip", "scale")
+
+
+@dataclass(frozen=True)
+class LanguageSettings(CommonSettings):
+    """Everything that decides what `train_language_model` makes."""
+
+    dev_examples: int
+
+    def lowest(self) -> dict[str, int]:
+        """Return the least value of each setting that counts something."""
+        return {**super().lowest(), "dev_examples": 0}

@@ -1,1 +1,7 @@
-"""Statistics and coefficients from data, for the methods that need them."""
+"""Coefficients and statistics from data."""
+
+from __future__ import annotations
+
+from consilience.tuning.statistics import KINDS, gather_statistics
+
+__all__ = ["KINDS", "gather_statistics"]

@@ -10,7 +10,18 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-__all__ = ["BLOCK", "LANES", "NAMES", "ROW_NAMES", "kernels", "row_kernels"]
+__all__ = [
+    "BLOCK",
+    "CHANGE_NAMES",
+    "COMPETITION_NAMES",
+    "LANES",
+    "NAMES",
+    "ROW_NAMES",
+    "change_kernels",
+    "competition_kernels",
+    "kernels",
+    "row_kernels",
+]
 
 BLOCK = 4096
 """Elements per partial sum: reductions run over these fixed blocks, so the chunk size never matters."""
@@ -49,6 +60,10 @@ ROW_NAMES = (
     "elected_mean",
 )
 
+COMPETITION_NAMES = ("competition_scores", "coefficients", "balanced_sum")
+
+CHANGE_NAMES = ("count_changes", "changed_mean", "deviation_mean", "row_divergence")
+
 
 def _form() -> str:
     return "reference" if os.environ.get("CONSILIENCE_KERNELS", "numba") == "numpy" else "compiled"
@@ -64,3 +79,15 @@ def kernels() -> Any:
 def row_kernels() -> Any:
     """Return the module with the kernels in use for rows, bands of magnitude and votes."""
     return import_module(f"consilience.merging.kernels.rows_{_form()}")
+
+
+@lru_cache(maxsize=1)
+def change_kernels() -> Any:
+    """Return the module with the kernels in use that look at each change of each expert."""
+    return import_module(f"consilience.merging.kernels.changes_{_form()}")
+
+
+@lru_cache(maxsize=1)
+def competition_kernels() -> Any:
+    """Return the module with the kernels in use for parameter competition."""
+    return import_module(f"consilience.merging.kernels.competition_{_form()}")
