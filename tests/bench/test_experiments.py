@@ -108,6 +108,7 @@ def test_scores_of_tasks_and_their_normalised_values(bench):
     own = bench.expert_scores()
     normal = bench.normalised(merged)
     assert normal["a"] == pytest.approx(merged.by_task["a"] / own.by_task["a"])
+    assert bench.relative(merged).by_task == pytest.approx(normal)
     assert bench.normalised(own) == dict.fromkeys(Toy.tasks, 1.0)
     assert own.mean > 0.9 > merged.mean > bench.base_scores().mean
     with pytest.raises(DataError, match="paired"):
@@ -123,6 +124,10 @@ def test_tuning_keeps_the_first_maximum_and_counts_every_trial(bench):
     assert worst.parameters == {"lambda_": 0.0}
     own = bench.tune(lambda scale: bench.shifted({"w": torch.ones(12)}, scale), {"scale": [1.0, -1.0]})
     assert own.parameters == {"scale": 1.0} and len(own.trials) == 2
+    single = bench.tune(
+        "task_arithmetic", {"weight": [{"a": 0.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 0, "c": 0}]}, on=["a"]
+    )
+    assert single.parameters["weight"]["a"] == 1.0 and single.score == bench.expert_scores(split="dev").by_task["a"]
 
 
 def test_nothing_is_tuned_on_test(bench):
@@ -266,7 +271,7 @@ def family(tmp_path_factory):
         max_tokens=10,
         head_examples=8,
         train_examples=32,
-        steps=6,
+        steps=4,
         batch=8,
         cache=place / "cache",
     )
@@ -281,12 +286,9 @@ def test_text_experts_gain_through_their_frozen_heads(family):
     moved = [task for task, vector in bench.task_vectors().items() if sum(v.abs().sum() for v in vector.values()) > 0]
     assert moved == ["topic", "reverse"]
     assert bench.scores(bench.base).by_task == before.by_task  # experts leave no trace in the shared encoder
-    other = Workbench(family, seed=1, cache=family.cache, tasks=["topic"])
-    assert torch.equal(other.base["encoder.layer.0.output.dense.bias"], bench.base["encoder.layer.0.output.dense.bias"])
-    assert not torch.equal(
-        other.experts["topic"]["encoder.layer.0.output.dense.bias"],
-        bench.experts["topic"]["encoder.layer.0.output.dense.bias"],
-    )
+    name = "encoder.layer.0.output.dense.bias"
+    assert not torch.equal(family.expert("topic", 1)[name], bench.experts["topic"][name])  # another seed
+    assert torch.equal(family.expert("topic", 0)[name], bench.experts["topic"][name])  # the same again
 
 
 def test_text_training_never_sees_held_out_texts(family):
@@ -307,3 +309,16 @@ def test_text_multitask_and_missing_data(family, tmp_path):
         TextFamily(data=tmp_path, tasks=("topic",))
     with pytest.raises(RequestError, match="topik"):
         family.head("topik")
+
+
+def test_text_models_give_statistics_of_the_tuned_weights(family):
+    from consilience.bench.experiments.artefacts import gather_artefacts
+
+    bench = Workbench(family, seed=0, cache=family.cache)
+    found = gather_artefacts(bench, ["fisher", "gram"], examples=4, draws=1)
+    for task in bench.tasks:
+        assert set(found.aux["fisher"][task]) == set(bench.base)
+    merged = bench.merge("regmean", aux={"gram": found.aux["gram"]})
+    assert bench.scores(merged).n == 80
+    merged = bench.merge("fisher", aux={"fisher": found.aux["fisher"]})
+    assert bench.scores(merged).n == 80

@@ -96,7 +96,7 @@ def test_the_activations_of_a_base_relax_a_merge(folder: Path, monkeypatch: pyte
         ("statistics a=plus a=minus --data a=data-plus --kind gram", ["the name 'a' stands twice"]),
         ("statistics plus --data data-plus --kind gramm", ["'gramm' is unknown", "'gram'"]),
         ("statistics plus --data data-plus --kind sequential_gram", ["at least two models"]),
-        ("statistics plus --data nowhere --kind gram", ["nowhere", "corpus.parquet or train.jsonl"]),
+        ("statistics plus --data nowhere --kind gram", ["nowhere", "corpus.parquet or", "train.jsonl"]),
         ("statistics nowhere --data data-plus --kind gram", ["nowhere"]),
         ("statistics encoder --data retrieval --kind fisher --batch 50", ["documents of a batch", "batch is 50"]),
     ],

@@ -240,11 +240,11 @@ def image_set(name: str, *, size: int | None = None, dev: float = 0.1) -> ImageD
 
 
 def digits(*, size: int | None = None, dev: int = 200) -> ImageData:
-    """Return scikit-learn's 1,797 digits of 8 x 8: the last `dev` of 1,200 for training are dev, and 597 are test.
+    """Return scikit-learn's 1,797 digits of 8 x 8: 1,200 for training; of the other 597, `dev` are dev, the rest test.
 
     >>> data = digits()
     >>> {split: len(part) for split, part in data.splits.items()}, data.examples("test").images.shape
-    ({'train': 1000, 'dev': 200, 'test': 597}, (597, 8, 8))
+    ({'train': 1200, 'dev': 200, 'test': 397}, (397, 8, 8))
 
     The order is a permutation that never changes. Raises MissingExtraError where scikit-learn is not installed.
     """
@@ -255,13 +255,13 @@ def digits(*, size: int | None = None, dev: int = 200) -> ImageData:
     stored = load_digits()
     order = _drawn(len(stored.target), "digits")
     images, labels = _resize((stored.images[order] / 16).astype(np.float32), size), stored.target[order]
-    first = 1200 - dev
+    train, held, test = slice(1200), slice(1200, 1200 + dev), slice(1200 + dev, None)
     return ImageData.of(
         "digits",
         [str(label) for label in range(10)],
-        train=(images[:first], labels[:first]),
-        dev=(images[first:1200], labels[first:1200]) if dev else None,
-        test=(images[1200:], labels[1200:]),
+        train=(images[train], labels[train]),
+        dev=(images[held], labels[held]) if dev else None,
+        test=(images[test], labels[test]),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consilience.core.hashing import fingerprint
 from consilience.core.randomness import stream_key, uniform_bits
@@ -56,10 +57,21 @@ class LabelledTexts:
         """Return at most `limit` of the texts, drawn by (seed, name, split), in their order; None is all."""
         if limit is not None and limit < 1:
             raise DataError(f"{self.name}: at most {limit} texts were asked for; use 1 or more, or None for all")
-        if limit is None or limit >= len(self):
-            return self
+        return self if limit is None or limit >= len(self) else self._at(self._drawn(seed)[:limit])
+
+    def balanced(self, limit: int, *, seed: int = 0) -> LabelledTexts:
+        """Return at most `limit` texts of every label, drawn as in `sample`, in their order."""
+        labels = np.array([label for _, label in self.pairs()])
+        drawn = self._drawn(seed)
+        kept = [drawn[labels[drawn] == label][:limit] for label in np.unique(labels)]
+        return self._at(np.concatenate(kept))
+
+    def _drawn(self, seed: int) -> NDArray[np.int64]:
         draws = uniform_bits(stream_key(seed, "labelled texts", self.name, self.split), 0, len(self))
-        kept = np.sort(np.argsort(draws, kind="stable")[:limit]).tolist()
+        return np.argsort(draws, kind="stable")
+
+    def _at(self, places: NDArray[np.int64]) -> LabelledTexts:
+        kept = np.sort(places).tolist()
         labels = None if self.labels is None else tuple(self.labels[index] for index in kept)
         texts = tuple(self.texts[index] for index in kept)
         return LabelledTexts(self.name, self.split, texts, labels, self.dropped, self.transductive)

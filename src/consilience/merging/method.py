@@ -155,6 +155,8 @@ class Parameter:
             return (value, None) if value in self.choices else (value, wrong + did_you_mean(str(value), self.choices))
         if self.kind is bool:
             return (value, None) if isinstance(value, bool) else (value, wrong)
+        if self.kind is float and isinstance(value, str):  # YAML takes 1e-4 for a text
+            value = _number(value)
         if isinstance(value, bool) or not isinstance(value, int | float | str) or isinstance(value, str):
             return (value, None) if self.kind is str and isinstance(value, str) else (value, wrong)
         if not math.isfinite(value) or (self.kind is int and value != int(value)):
@@ -162,6 +164,14 @@ class Parameter:
         if self.allowed and not self.allowed.low <= value <= self.allowed.high:
             return value, wrong
         return self.kind(value), None
+
+
+def _number(text: str) -> float | str:
+    """Return the number that a text is, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)

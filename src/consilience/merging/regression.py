@@ -88,7 +88,7 @@ def _solved(total: Tensor, right: Tensor, least: float = _LEAST_PIVOT) -> Tensor
     if not bool((diagonal > 0).all()):
         return None
     scale = diagonal.rsqrt()
-    factor, info = torch.linalg.cholesky_ex(total * scale * scale[:, None])
+    factor, info = torch.linalg.cholesky_ex((total * scale).mul_(scale[:, None]))
     if int(info) or not bool((factor.diagonal().square() > least).all()):
         return None
     solution: Tensor = torch.cholesky_solve(right * scale[:, None], factor).mul_(scale[:, None])
@@ -116,7 +116,7 @@ def regression_steps(kind: str, weight: Sequence[float], ratio: float, include: 
         def gram(i: int) -> Tensor:
             found = tensor.aux(kind, i)
             assert found is not None
-            if not bool(torch.isfinite(found).all()) or bool((found.diagonal() < 0).any()):
+            if not math.isfinite(float(found.sum(dtype=torch.float64))) or bool((found.diagonal() < 0).any()):
                 raise WorkError(
                     f"tensor {tensor.tensor!r}: the Gram matrix of {tensor.expert_names[i]!r} is not finite or has a "
                     "diagonal below 0, so it is no X^T X: gather it again"

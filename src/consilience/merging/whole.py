@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from consilience.checkpoints.factors import factors
 from consilience.checkpoints.sources import LowRank, Source
@@ -89,7 +90,9 @@ class Whole:
 
     def delta(self, index: int) -> Tensor:
         """Return an expert's task vector: its tensor minus the base's."""
-        return self.expert(index).sub_(self.base())
+        assert self._base is not None, "the plan gives a base to every method that asks for one"
+        values = self._values(self._experts[index], index)
+        return self._placed(self._values(self._base, self.count, minus=values), self.shape)
 
     def aux(self, kind: str, index: int | None = None) -> Tensor | None:
         """Return an expert's artefact (or the one that all share) for this tensor, None where there is none."""
@@ -117,16 +120,23 @@ class Whole:
                 self._read(source, place)
 
     def _read(self, source: Source, place: int) -> Tensor:
+        return self._placed(self._values(source, place), tuple(source.shape))
+
+    def _values(self, source: Source, place: int, minus: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the decoded elements, or take them from `minus` piece by piece and return that."""
         first = place not in self._checked
         self._checked.add(place)
         loader = Loader(source, self._hashers[place] if first else None, check=first and self._refuse is not None)
-        values = np.empty(source.numel, self._width)
+        values = np.empty(source.numel, self._width) if minus is None else minus
         for start in range(0, source.numel, _PIECE):
             stop = min(start + _PIECE, source.numel)
-            finite = loader.load(start, stop, values[start:stop])
+            part = values[start:stop] if minus is None else np.empty(stop - start, self._width)
+            finite = loader.load(start, stop, part)
             if not finite and first and self._refuse is not None:
                 raise self._refuse(start, stop)
-        return self._placed(values, tuple(source.shape))
+            if minus is not None:
+                minus[start:stop] -= part
+        return values
 
     def _placed(self, values: Any, shape: tuple[int, ...]) -> Tensor:
         import torch

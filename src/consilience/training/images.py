@@ -58,55 +58,52 @@ def train_images(
     >>> heads["digits"] is head  # heads stay as they are unless `train_heads`
     True
 
-    sets, heads: by the same names. Images are drawn with replacement by (seed, name of the set, step), so the same
-    settings give the same weights. Raises WorkError when a loss is not finite.
+    sets, heads: by the same names. The images of a step are drawn by (seed, name of the set, step), so the same
+    settings give the same weights. train_heads: heads are trained too, without their biases. Raises WorkError when a
+    loss is not finite.
     """
     if set(sets) != set(heads) or not sets:
         raise RequestError(f"sets {sorted(sets)} and heads {sorted(heads)}: give every set its head")
     images = {name: torch.from_numpy(part.images).to(encoder.device) for name, part in sets.items()}
     labels = {name: torch.from_numpy(part.known_labels).to(encoder.device) for name, part in sets.items()}
-    weights = {name: head.weight.clone() for name, head in heads.items()}
-    biases = {name: head.bias.clone() for name, head in heads.items()}
-    trained = dict(encoder.parameters())
-    if train_heads:
-        weights = {name: nn.Parameter(value) for name, value in weights.items()}
-        biases = {name: nn.Parameter(value) for name, value in biases.items()}
-        trained |= {f"{name} weight": value for name, value in weights.items()}  # type: ignore[misc]
-        trained |= {f"{name} bias": value for name, value in biases.items()}  # type: ignore[misc]
+    weights = {name: nn.Parameter(head.weight.clone(), requires_grad=train_heads) for name, head in heads.items()}
+    trained = encoder.parameters() | ({f"head {name}": w for name, w in weights.items()} if train_heads else {})
 
     def loss_at(step: int) -> tuple[Tensor, int]:
         rows = {name: _rows(len(part), settings.batch, seed, name, step) for name, part in sets.items()}
         vectors = encoder.forward(torch.cat([images[name][rows[name]] for name in sets]))
+        parts = vectors.split_with_sizes([len(chosen) for chosen in rows.values()])
         losses = [
-            functional.cross_entropy(functional.linear(part, weights[name], biases[name]), labels[name][rows[name]])
-            for name, part in zip(sets, vectors.chunk(len(sets)), strict=True)
+            functional.cross_entropy(functional.linear(part, weights[name], heads[name].bias), labels[name][rows[name]])
+            for name, part in zip(sets, parts, strict=True)
         ]
-        return torch.stack(losses).mean(), settings.batch * len(sets)
+        return torch.stack(losses).mean(), len(vectors)
 
     encoder.module.train()
     fit(loss_at, trained, settings)
     encoder.module.eval()
     if not train_heads:
         return dict(heads)
-    return {name: Head(weights[name].detach(), biases[name].detach(), head.labels) for name, head in heads.items()}
+    return {name: Head(weights[name].detach(), head.bias, head.labels) for name, head in heads.items()}
 
 
 def _rows(size: int, batch: int, seed: int, name: str, step: int) -> Tensor:
-    """Return the images of a step, drawn with replacement."""
-    bits = uniform_bits(stream_key(seed, "images of a step", name, str(step)), 0, batch).astype(np.uint64)
-    return torch.from_numpy(((bits * np.uint64(size)) >> np.uint64(32)).astype(np.int64))
+    """Return the images of a step, each at most once; all of them where there are no more than `batch`."""
+    if size <= batch:
+        return torch.arange(size)
+    bits = uniform_bits(stream_key(seed, "images of a step", name, str(step)), 0, size)
+    return torch.from_numpy(np.argpartition(bits, batch)[:batch])
 
 
 def new_head(dimension: int, labels: Sequence[str], *, seed: int = 0, name: str = "") -> Head:
-    """Return a head with uniform initial weights of torch's usual range, by (seed, name), and no bias.
+    """Return a head whose weights are drawn from N(0, 1 / dimension), by (seed, name), and whose bias is 0.
 
-    >>> new_head(4, ["a", "b"]).weight.abs().max() <= 0.5
-    tensor(True)
+    >>> round(float(new_head(64, ["a", "b"]).weight.std()), 1)
+    0.1
     """
-    bits = uniform_bits(stream_key(seed, "head", name), 0, len(labels) * dimension)
-    values = (bits / 2.0**31 - 1) / math.sqrt(dimension)
-    weight = torch.from_numpy(values.astype(np.float32)).reshape(len(labels), dimension)
-    return Head(weight, torch.zeros(len(labels)), tuple(labels))
+    random = np.random.Generator(np.random.Philox(stream_key(seed, "head", name)))
+    values = random.standard_normal((len(labels), dimension), dtype=np.float32) / math.sqrt(dimension)
+    return Head(torch.from_numpy(values.astype(np.float32)), torch.zeros(len(labels)), tuple(labels))
 
 
 def fit_image_head(

@@ -40,8 +40,10 @@ def open_task(
     [('1+1=', '2')]
 
     A folder with corpus.parquet is a retrieval dataset: the model is a dense encoder, examples are (query, document).
-    One with train.jsonl holds texts: the model is a causal language model. Texts are cut into pieces of `max_tokens`
-    tokens. Held-out and reserved examples never get through. Raises RequestError, CheckpointError or DataError.
+    One with data.parquet or data.npz holds labelled texts or images: the model is a classifier with its head in the
+    (adapter's) folder. One with train.jsonl holds texts: the model is a causal language model, and texts are cut into
+    pieces of `max_tokens` tokens. Examples that are held out never get through. Raises RequestError, CheckpointError or
+    DataError.
     """
     if examples < 1:
         raise RequestError(f"examples is {examples}; it has to be 1 or more")
@@ -62,6 +64,27 @@ def _retrieval(reference: str | Path, folder: Path, max_tokens: int | None, devi
     pairs = RetrievalData.open(folder).training_pairs().pairs()
     encoder = load_encoder(reference, device=device, max_tokens=max_tokens)
     return RetrievalPredictor(encoder), pairs
+
+
+def _labelled_texts(reference: str | Path, folder: Path, max_tokens: int | None, device: str | None) -> _Opened:
+    from consilience.data.labelled import LabelledData
+    from consilience.models.classifier import load_classifier
+
+    model = load_classifier(reference, head=_last(reference), device=device, max_tokens=max_tokens)
+    return model, LabelledData.open(folder).training().pairs()
+
+
+def _labelled_images(reference: str | Path, folder: Path, max_tokens: int | None, device: str | None) -> _Opened:
+    from consilience.data.images import ImageData
+    from consilience.models.image import load_image_classifier
+
+    model = load_image_classifier(reference, head=_last(reference), device=device or "cpu")
+    return model, ImageData.open(folder, size=model.encoder.config.image_size).view("train").pairs()
+
+
+def _last(reference: str | Path) -> Path:
+    """Return the folder of the adapter, or of the model where there is none: a head is beside what was trained."""
+    return Path(str(reference).split("+")[-1])
 
 
 def _texts(reference: str | Path, folder: Path, max_tokens: int | None, device: str | None) -> _Opened:
@@ -89,7 +112,12 @@ def _windows(tokenizer: Any, text: str, room: int) -> Iterator[str]:
 
 
 _Opener = Callable[["str | Path", Path, "int | None", "str | None"], _Opened]
-_OPENED: Mapping[str, _Opener] = {"corpus.parquet": _retrieval, "train.jsonl": _texts}
+_OPENED: Mapping[str, _Opener] = {
+    "corpus.parquet": _retrieval,
+    "data.parquet": _labelled_texts,
+    "data.npz": _labelled_images,
+    "train.jsonl": _texts,
+}
 
 
 @dataclass(frozen=True)

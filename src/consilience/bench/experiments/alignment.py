@@ -1,9 +1,9 @@
 """Three preference experts of one assistant as a family: usefulness, abstention, refusal; and mixtures of their data.
 
 The assistant is a bag-of-words network that scores outcomes: an answer (an intent), abstaining, refusing. The base has
-had a short training on answers; each expert is tuned on preferences of one dimension (a chosen outcome against
-rejected ones, a softmax over both), and so forgets or overrules the others: the conflict of helpful, honest and
-harmless in the small.
+had a short training on answers; each expert is tuned on preferences of one dimension (a chosen outcome against all
+others or against one, by the softmax of their scores), and so forgets or overrules the others: the conflict of helpful,
+honest and harmless in the small.
 
 A toy of the setting of Yang et al. 2025, Mix Data or Merge Models?, arXiv 2502.06876.
 """
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.bench.experiments.alignment_data import DIMENSIONS, AlignmentData, Preferences
+from consilience.bench.experiments.language import shuffled
 from consilience.core.randomness import stream_key, uniform_bits
 from consilience.errors import RequestError
 
@@ -70,11 +71,13 @@ class Alignment:
         base_rate: float = 5e-3,
         expert_rate: float = 2e-3,
         batch: int = 128,
+        base_share: float = 0.2,
         size: int = 200,
     ) -> None:
         self.data = AlignmentData(folder, size=size)
         self.width, self.batch = width, batch
         self.base_fit, self.expert_fit = _Fit(base_steps, base_rate), _Fit(expert_steps, expert_rate)
+        self.base_share = base_share
         self._bases: dict[int, State] = {}
 
     @property
@@ -85,7 +88,7 @@ class Alignment:
             "data": self.data.fingerprint,
             "width": self.width,
             "batch": self.batch,
-            "base": vars(self.base_fit),
+            "base": {**vars(self.base_fit), "share": self.base_share},
             "expert": vars(self.expert_fit),
         }
 
@@ -96,12 +99,13 @@ class Alignment:
         return {word: index for index, word in enumerate(sorted(w for w, n in counted.items() if n > 1), start=1)}
 
     def base(self, seed: int) -> State:
-        """Train on right answers against random ones, without a word about abstaining and refusing."""
+        """Train on a share of the examples of every dimension: an assistant that can do a little of each."""
         if seed not in self._bases:
-            known = self.data.train["usefulness"]
-            others = np.where(known.rejected >= self.data.abstain, -1, known.rejected)
-            plain = Preferences(known.prompts, known.chosen, others)
-            self._bases[seed] = self._fit(self._start(seed), plain, self.base_fit, seed)
+            parts = [
+                part.take(shuffled(range(len(part)), name)[: int(len(part) * self.base_share)])
+                for name, part in self.data.train.items()
+            ]
+            self._bases[seed] = self._fit(self._start(seed), Preferences.join(parts), self.base_fit, seed)
         return self._bases[seed]
 
     def expert(self, task: str, seed: int) -> State:
@@ -191,23 +195,25 @@ class Alignment:
     def _fit(self, state: State, examples: Preferences, settings: _Fit, seed: int) -> State:
         """Return the weights after training: softmax of the chosen outcome among itself and the rejected ones."""
         import torch
+        from torch.nn import functional
 
         from consilience.training.fitting import fit
 
         parameters = {name: torch.nn.Parameter(value.clone()) for name, value in state.items()}
         words, starts = self._bags(examples.prompts)
         lengths = torch.diff(starts, append=torch.tensor([len(words)]))
-        compared = torch.from_numpy(np.concatenate([examples.chosen[:, None], examples.rejected], axis=1))
+        chosen, rejected = torch.from_numpy(examples.chosen), torch.from_numpy(examples.rejected)
 
         def loss_at(step: int) -> tuple[Tensor, int]:
             bits = uniform_bits(stream_key(seed, "batch"), step * self.batch, self.batch).astype(np.int64)
             rows = torch.from_numpy(bits % len(examples))
             bag = torch.cat([words[starts[row] : starts[row] + lengths[row]] for row in rows.tolist()])
-            offsets = lengths[rows].cumsum(0) - lengths[rows]
-            scores = _scored(parameters, bag, offsets)
-            candidates = compared[rows]
-            values = scores.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, float("-inf"))
-            return -values.log_softmax(dim=1)[:, 0].mean(), len(bag)
+            scores = _scored(parameters, bag, lengths[rows].cumsum(0) - lengths[rows])
+            right, other = chosen[rows], rejected[rows]
+            own = scores.gather(1, right[:, None])[:, 0]
+            against_one = functional.softplus(scores.gather(1, other.clamp(min=0)[:, None])[:, 0] - own)
+            against_all = functional.cross_entropy(scores, right, reduction="none")
+            return torch.where(other < 0, against_all, against_one).mean(), len(bag)
 
         fit(loss_at, parameters, settings)
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -135,11 +135,11 @@ class DigitViews(ImageFamily):
     >>> family.tasks
     ('upright', 'rotated', 'inverted', 'mirrored_rolled')
     >>> family.scores(family.base(seed=0), "upright", "test").shape
-    (597,)
+    (397,)
 
     setting: how far experts go from the base. Base and heads are trained together on the first 300 training images,
     with Adam at 2e-3, 64 images of each view per step: 120 steps ("mild") or 60 ("strong"). Experts: 150 steps at 3e-4
-    ("mild") or 400 at 1e-3 ("strong"). 1,000 images for training, 200 are dev, 597 are test.
+    ("mild") or 400 at 1e-3 ("strong"). 1,200 images for training, 200 are dev, 397 are test.
     """
 
     tasks = ("upright", "rotated", "inverted", "mirrored_rolled")

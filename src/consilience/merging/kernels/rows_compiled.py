@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from consilience.merging.kernels import LANES
 from consilience.merging.kernels.jit import jit
+from consilience.merging.kernels.rows_drawn import draw_rows
 
 __all__ = [
     "column_dots",
     "elected_mean",
     "magnitude_band",
     "rank_rows",
+    "ranked_draw",
     "ranked_keep",
     "row_band",
     "row_dots",
@@ -144,6 +146,31 @@ def ranked_keep(
 ) -> None:
     """Out[j] = whether draw start + j of the stream is below the threshold (of 2**32) of its rank."""
     _ranked_keep(ranks, thresholds, np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), start, out)
+
+
+def _grow_evenly(thresholds: NDArray[np.uint64]) -> bool:
+    """Whether thresholds are those of a straight line, rounded, and far enough apart to be told from draws in float32.
+    """
+    numbers = thresholds.astype(np.float64)
+    step = (numbers[-1] - numbers[0]) / max(len(numbers) - 1, 1)
+    line = numbers[0] + step * np.arange(len(numbers))
+    return bool(step > 4096 and np.abs(numbers - line).max() <= 1)
+
+
+def ranked_draw(
+    values: Work, row: int, thresholds: NDArray[np.uint64], key: int, start: int, out: NDArray[np.bool_]
+) -> None:
+    """Out[j] = whether draw start + j of the stream is below the threshold (of 2**32) of its rank in its row."""
+    assert values.size == out.size and values.size % row == 0, "whole rows only: bounds are not checked below"
+    bits, left = _bits(values), np.ones(values.size // row, np.bool_)
+    if _grow_evenly(thresholds[:row]):
+        low_key, high_key = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
+        draw_rows(bits, row, thresholds, low_key, high_key, start, out.view(np.uint8), left)
+    ranks = np.empty(row, np.uint32)
+    for r in np.flatnonzero(left).tolist():
+        first, last = r * row, (r + 1) * row
+        _rank_rows(bits[first:last], row, ranks)
+        ranked_keep(ranks, thresholds, key, start + first, out[first:last])
 
 
 @jit

@@ -35,6 +35,15 @@ def ranked_keep(
     out[:] = uniform_bits(key, start, len(out)) < thresholds[ranks]
 
 
+def ranked_draw(
+    values: Work, row: int, thresholds: NDArray[np.uint64], key: int, start: int, out: NDArray[np.bool_]
+) -> None:
+    """Out[j] = whether draw start + j of the stream is below the threshold (of 2**32) of its rank in its row."""
+    ranks = np.empty(values.size, np.uint32)
+    rank_rows(values, row, ranks)
+    ranked_keep(ranks, thresholds, key, start, out)
+
+
 def magnitude_band(deltas: Work, high: int, high_quota: int, low: int, low_quota: int) -> tuple[int, int]:
     """Zero, in place, what is not in a band of magnitude; return the quotas used.
 

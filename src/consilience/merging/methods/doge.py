@@ -12,7 +12,8 @@ Per weight matrix (m x n), with tau_i = theta_i - base:
 Coefficients above 1 warn, and are in the manifest with each matrix's objective before and after. Task vectors near
 1e-3 give gradients below Adam's eps of 1e-8, and Delta hardly moves. Matrices smaller than the number of experts or
 `subspace` have no shared subspace. An expert that does not change a matrix has coefficient 0 there. Memory: the task
-vectors of all experts for one matrix, and about six times the matrix.
+vectors of all experts for one matrix, about six times the matrix, and what the eigenvectors of its smaller side take in
+float64 (ten times a square matrix).
 
 Use: several fully fine-tuned experts and nothing to tune on; about as good as task arithmetic with a tuned lambda.
 Avoid: layers of other sizes than eta was made for (0.07 suits ||tau|| of 0.2 to 0.5 per matrix) without trying eta.

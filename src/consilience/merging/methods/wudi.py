@@ -10,7 +10,7 @@ starting at m = sum_i tau_i, by `steps` steps of Adam; theta = base + lambda * m
 Adam moves every entry by about the rate per step, so 300 steps of 1e-5 go 3e-3 at most: task vectors much larger than
 that stay near their sum, much smaller ones oscillate. `learning_rate_unit: rms` with a rate of 0.02 follows their size.
 An expert that does not change a matrix is left out there. Each matrix's objective before and after is in the manifest.
-Memory: about five times the matrix and a square of its inputs; less for adapters.
+Memory: about six times the matrix and a square of its inputs; without the square for adapters.
 
 Use: several fully fine-tuned experts of one base, no data, and time for 300 steps per matrix.
 Avoid: experts far from the base, which stay near their sum; adapters of language models, whose norm it lets grow.
@@ -104,6 +104,7 @@ def _objective(whole: Whole, start: Tensor, norms: Sequence[float]) -> Quadratic
     for expert, root in zip(changed, roots, strict=True):
         task_vector = whole.delta(expert)
         objective.add(task_vector, task_vector if root is None else root, norms[expert])
+        del task_vector  # before the next one is read
     return objective
 
 
