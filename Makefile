@@ -4,15 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_FLAGS := $(if $(FULL),--full,)
+REPRODUCTIONS := $(if $(SYSTEM),$(subst -,_,$(SYSTEM)),$(filter-out __init__,$(basename $(notdir $(wildcard reproductions/*.py)))))
 
-.PHONY: help setup demo test test-slow check format bench clean
+.PHONY: help setup demo test test-slow check format bench reproduce clean
 
 help:
 	@echo "make demo       install, merge the bundled experts, evaluate, write build/demo/report.html (FULL=1: all queries)"
 	@echo "make test       install, run the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-slow  kill tests, servers, browser, long training"
 	@echo "make check      ruff, mypy --strict, import contracts"
-	@echo "make bench      speed and memory against the floor and the incumbent"
+	@echo "make bench      speed and memory against floor and incumbent; all methods on real experts"
+	@echo "make reproduce  measure a published system's claims again: SYSTEM=pcb-merging FLAGS=--quick (without SYSTEM: all)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +52,11 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/merge_speed.py
+	$(BIN)/python benchmarks/spectral_speed.py
+	$(BIN)/python benchmarks/all_methods.py
+
+reproduce: $(VENV)/.demo
+	@for system in $(REPRODUCTIONS); do $(BIN)/python -m reproductions.$$system $(FLAGS) || exit; done
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -118,7 +118,10 @@ def read_tensor(folder: Path, name: str) -> np.ndarray:
                 continue
             first, last = entry["data_offsets"]
             file.seek(8 + length + first)
-            raw = np.frombuffer(file.read(last - first), np.uint16)
+            stored = file.read(last - first)
+            if entry["dtype"] == "F32":  # mergekit forgets `dtype` in some methods
+                return np.frombuffer(stored, np.float32)
+            raw = np.frombuffer(stored, np.uint16)
             return (raw.astype(np.uint32) << 16).view(np.float32)
     raise KeyError(f"{folder}: no tensor {name}")
 

@@ -1,9 +1,10 @@
 """Speed of the spectral methods: merges by this project against the plain formulas, in one run on the same files.
 
 `python benchmarks/spectral_speed.py` writes a model of 12 layers (768 and 3072 wide) and 8 experts in bfloat16 below
-build/bench, merges it by each method in whole processes, and prints CPU seconds (user and system) and their ratio;
-the figures go to spectral_speed.json. KnOTS merges LoRA experts of one layer's attention (rank 16). With
-`--device cuda` both compute on a GPU: wall seconds count then. `--smoke` takes a model of a few kilobytes.
+build/bench, merges it by each method in whole processes, and prints CPU seconds (user and system), how many
+of them starting up takes, and their ratio; the figures go to spectral_speed.json. KnOTS merges LoRA experts of one
+layer's attention (rank 16). With `--device cuda` both compute on a GPU: wall seconds count then. `--smoke` takes a
+model of a few kilobytes.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def main() -> None:
     size = Size(1, 32, 3) if options.smoke else Size(options.layers, options.width, options.experts)
     folder = options.folder.resolve() / "spectral"
     folder.mkdir(parents=True, exist_ok=True)
-    full, lora = (
-        make_models(folder / "full", size),
-        make_models(folder / "lora", Size(1, size.width, size.experts), True),
-    )
-    rows = [
-        _measure(method, lora if method == "knots" else full, folder, options) for method in options.methods or METHODS
-    ]
+    rows = []
+    for method in options.methods or METHODS:
+        lora = method == "knots"
+        kind = "lora" if lora else "full"
+        models = make_models(folder / kind, Size(1, size.width, size.experts) if lora else size, lora)
+        tiny = make_models(folder / f"tiny-{kind}", Size(1, 32, size.experts), lora)
+        rows.append(_measure(method, models, tiny, folder, options))
     report = {"size": vars(size), "device": options.device, "threads": options.threads, "rows": rows}
     report["load"] = os.getloadavg()
     (folder.parent / options.json).write_text(json.dumps(report, indent=1) + "\n")
@@ -122,46 +123,50 @@ def _write_lora(folder: Path, size: Size, seed: int) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def _measure(method: str, models: dict[str, Path], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    base, *experts = models.values()
-    plus = f"{base}+" if method == "knots" else ""
-    recipe = folder / f"{method}.yml"
-    lines = [
-        "version: 1",
-        f"method: {method}",
-        f"base: {base}",
-        "experts:",
-        *(f"  {e.name}: {plus}{e}" for e in experts),
-    ]
-    recipe.write_text("\n".join([*lines, ""]))
-    out, plain_out = folder / "out", folder / "plain.safetensors"
-    ours_command = [sys.executable, "-m", "consilience", "merge", str(recipe), "--out", str(out)]
-    ours_command += ["--threads", str(options.threads), "--device", options.device]
-    inputs = [str(base / "model.safetensors")]
-    inputs += [str(e if method == "knots" else e / "model.safetensors") for e in experts]
-    plain_command = [sys.executable, str(_HERE / "_plain_spectral.py"), method, options.device, str(plain_out), *inputs]
-    threads = {"OMP_NUM_THREADS": str(options.threads)}
-    ours, plain = [], []
+def _measure(
+    method: str, models: dict[str, Path], tiny: dict[str, Path], folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure both sides on the models, and on tiny ones for what starting up takes."""
+    ours, plain, start, plain_start = [], [], [], []
     for _ in range(options.runs):
-        shutil.rmtree(out, ignore_errors=True)
-        ours.append(run(ours_command, folder / "ours.log", environment=threads))
-        plain.append(run(plain_command, folder / "plain.log", environment=threads))
-    difference = _difference(load_file(base / "model.safetensors"), load_file(plain_out), _load(out))
-    row = {"method": method, "difference": difference, **_row(middle(ours), middle(plain))}
-    print(f"{time.strftime('%H:%M:%S')} {method}: {row['cpu']:.1f} and {row['plain_cpu']:.1f} CPU s", flush=True)
+        for found, command in zip((start, plain_start), _commands(method, tiny, folder, options), strict=True):
+            found.append(_run(command, folder, options.threads))
+        for found, command in zip((ours, plain), _commands(method, models, folder, options), strict=True):
+            found.append(_run(command, folder, options.threads))
+    base = load_file(models["base"] / "model.safetensors")
+    difference = _difference(base, load_file(folder / "plain.safetensors"), _load(folder / "out"))
+    row: dict[str, Any] = {"method": method, "difference": difference}
+    for side, runs, starts in (("ours", ours, start), ("plain", plain, plain_start)):
+        figures = middle(runs)
+        row |= {f"{side}_cpu": figures.cpu, f"{side}_wall": figures.wall, f"{side}_private": figures.private}
+        row[f"{side}_start"] = middle(starts).cpu
+    row["ratio"] = row["plain_cpu"] / row["ours_cpu"]
+    row["ratio_without_start"] = (row["plain_cpu"] - row["plain_start"]) / (row["ours_cpu"] - row["ours_start"])
+    print(f"{time.strftime('%H:%M:%S')} {method}: {row['ours_cpu']:.1f} and {row['plain_cpu']:.1f} CPU s", flush=True)
     return row
 
 
-def _row(ours: Figures, plain: Figures) -> dict[str, float]:
-    return {
-        "cpu": ours.cpu,
-        "plain_cpu": plain.cpu,
-        "ratio": plain.cpu / ours.cpu,
-        "wall": ours.wall,
-        "plain_wall": plain.wall,
-        "private": ours.private,
-        "plain_private": plain.private,
-    }
+def _commands(
+    method: str, models: dict[str, Path], folder: Path, options: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """Return our command and the plain one."""
+    base, *experts = models.values()
+    lora = method == "knots"
+    recipe = folder / f"{method}-{base.parent.name}.yml"
+    lines = ["version: 1", f"method: {method}", f"base: {base}", "experts:"]
+    lines += [f"  {expert.name}: {f'{base}+' if lora else ''}{expert}" for expert in experts]
+    recipe.write_text("\n".join([*lines, ""]))
+    ours = [sys.executable, "-m", "consilience", "merge", str(recipe), "--out", str(folder / "out")]
+    ours += ["--threads", str(options.threads), "--device", options.device]
+    inputs = [base / "model.safetensors", *(e if lora else e / "model.safetensors" for e in experts)]
+    plain = [sys.executable, _HERE / "_plain_spectral.py", method, options.device, folder / "plain.safetensors"]
+    return ours, [str(part) for part in (*plain, *inputs)]
+
+
+def _run(command: list[str], folder: Path, threads: int) -> Figures:
+    if "merge" in command:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    return run(command, folder / "log", environment={"OMP_NUM_THREADS": str(threads)})
 
 
 def _load(folder: Path) -> dict[str, torch.Tensor]:
@@ -183,14 +188,24 @@ def _print(report: dict[str, Any]) -> None:
     print(
         f"\n{size['layers']} layers of {size['width']}, {size['experts']} experts, {report['device']}; whole processes"
     )
-    columns = ("ours CPU s", "plain CPU s", "ratio", "ours wall s", "plain wall s", "ours MB", "plain MB", "difference")
-    print(f"{'method':<9}" + "".join(f"{name:>13}" for name in columns))
+    columns = (
+        "CPU s",
+        "start",
+        "plain CPU s",
+        "start",
+        "ratio",
+        "w/o start",
+        "wall s",
+        "plain wall s",
+        "MB",
+        "plain MB",
+    )
+    print(f"{'method':<9}" + "".join(f"{name:>13}" for name in columns) + f"{'difference':>13}")
     for row in report["rows"]:
-        print(
-            f"{row['method']:<9}{row['cpu']:>13.1f}{row['plain_cpu']:>13.1f}{row['ratio']:>13.2f}{row['wall']:>13.1f}"
-            f"{row['plain_wall']:>13.1f}{row['private'] / 1e6:>13.0f}{row['plain_private'] / 1e6:>13.0f}"
-            f"{row['difference']:>13.1e}"
-        )
+        figures = [row["ours_cpu"], row["ours_start"], row["plain_cpu"], row["plain_start"]]
+        figures += [row["ratio"], row["ratio_without_start"], row["ours_wall"], row["plain_wall"]]
+        figures += [row["ours_private"] / 1e6, row["plain_private"] / 1e6]
+        print(f"{row['method']:<9}" + "".join(f"{figure:>13.2f}" for figure in figures) + f"{row['difference']:>13.1e}")
 
 
 if __name__ == "__main__":

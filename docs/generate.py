@@ -16,6 +16,7 @@ from consilience import methods
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "build/bench/merge_speed.json"
 DEMO = ROOT / "build/demo"
+COMPARED = ROOT / "build/methods"
 
 
 def methods_block() -> str:
@@ -119,6 +120,38 @@ def replace_block(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
 
 
+def compared_block(found: dict) -> str:
+    """Return the measured comparison: one line per method, one column per set of experts."""
+    lines, skipped = [], []
+    by = {name: {row["method"]: row for row in record["rows"]} for name, record in found.items()}
+    first = next(iter(by.values()))
+    order = sorted(first, key=lambda method: -first[method].get("score", -1))
+    for name, record in found.items():
+        n = next(row["n"] for row in record["rows"] if "n" in row)
+        lines.append(f"- {name}: {record['metric']} x 100 on {record['setting']} ({n} test examples in all)")
+    head = " | ".join(f"{name} | against uniform, 95 % | chosen on dev | merge, s" for name in found)
+    lines += ["", f"| method | {head} |", "|---|" + "---|---|---|---|" * len(found)]
+    for method in order:
+        cells = [_cells(by[name].get(method)) for name in found]
+        if all(cell is None for cell in cells):
+            skipped.append(f"`{method}` ({first[method]['reason']})")
+            continue
+        shown = method if first[method].get("reference") else f"`{method}`"
+        lines.append(f"| {shown} | " + " | ".join(cell or "not measured | | |" for cell in cells) + " |")
+    if skipped:
+        lines += ["", f"Not in the table: {', '.join(skipped)}."]
+    return "\n".join(lines)
+
+
+def _cells(row: dict | None) -> str | None:
+    if row is None or "score" not in row:
+        return None
+    gain, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+    chosen = ", ".join(f"{key} {value}" for key, value in row["parameters"].items())
+    seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+    return f"{100 * row['score']:.1f} | {gain:+.1f} ({low:+.1f} to {high:+.1f}) | {chosen} | {seconds}"
+
+
 def generated(text: str) -> str:
     """Return the page of methods with what follows from their files."""
     return replace_block(replace_block(text, "methods", methods_block()), "details", details_block())
@@ -127,7 +160,11 @@ def generated(text: str) -> str:
 def main() -> None:
     """Rewrite the blocks in place."""
     page = ROOT / "docs/methods.md"
-    page.write_text(generated(page.read_text()))
+    text = generated(page.read_text())
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(COMPARED.glob("*.json"), reverse=True)}
+    if results:
+        text = replace_block(text, "compared", compared_block(results))
+    page.write_text(text)
     readme = ROOT / "README.md"
     if (DEMO / "evaluation.json").is_file():
         evaluation = json.loads((DEMO / "evaluation.json").read_text())

@@ -36,7 +36,7 @@ def towards(start: State, end: State, alpha: float) -> State:
 
 def aim(family: Addition, quick: State, merged: State) -> State:
     """Relax a merge where the quick model's activations on questions with short answers are large."""
-    examples = family.examples("quick")[:CALIBRATION]
+    examples = family.examples("quick", CALIBRATION)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "statistics"
         gather_statistics(family.model(quick), examples, out, kinds=("activation",), progress=False)
@@ -47,7 +47,7 @@ def aim(family: Addition, quick: State, merged: State) -> State:
 def sens(family: Addition, bench: Workbench) -> State:
     """Weigh layers by sensitivity; quick answers calibrate the slow model and slow answers the quick one."""
     models = {name: family.model(state) for name, state in bench.experts.items()}
-    examples = {"quick": family.examples("slow")[:CALIBRATION], "slow": family.examples("quick")[:CALIBRATION]}
+    examples = {"quick": family.examples("slow", CALIBRATION), "slow": family.examples("quick", CALIBRATION)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "statistics"
         kinds = ("sensitivity", "logit_distance")
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
     mean = {name: np.mean(values, axis=0) for name, values in tests.items()}
     rows = [[name, *v[:2], f"{100 * (v[1] / mean['slow'][1] - 1):+.1f} %", *v[2:]] for name, v in mean.items()]
     columns = ["model", "accuracy", "tokens", "length", "reflective", "cut"]
-    n = len(family.examples("quick", "test"))
+    n = len(family.examples("quick", split="test"))
     report.table(rows, columns, f"Test, {n} sums, mean of {len(chosen)} seeds; reflective: with carry steps")
     columns = ["seed", "merge", "accuracy lost", "shorter by", "lost by the quick expert alone", "passes"]
     report.table(chosen, columns, f"The shortest merge within {LOSS} of the slow expert on dev (500 sums), on test")

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import consilience
+from consilience.merging.method import find_method, method_names
 
 MODULES = [
     m.name for m in pkgutil.walk_packages(consilience.__path__, "consilience.") if not m.name.endswith("__main__")
@@ -24,8 +25,11 @@ def test_public_names_are_pinned():
         "RetrievalData",
         "Suite",
         "evaluate",
+        "extract_adapter",
+        "gather_statistics",
         "load_encoder",
         "load_recipe",
+        "make_mixture",
         "merge_state_dicts",
         "methods",
         "open_checkpoint",
@@ -52,3 +56,11 @@ def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_examples_of_methods_run(name):
+    runner = doctest.DocTestRunner()
+    for example in doctest.DocTestFinder(recurse=False).find(find_method(name).function, name, globs={}):
+        runner.run(example)
+    assert runner.tries and not runner.failures

@@ -20,6 +20,9 @@ _PUBLIC = {
     "RetrievalData": "consilience.data",
     "evaluate": "consilience.bench",
     "train_encoder": "consilience.training",
+    "gather_statistics": "consilience.tuning",
+    "extract_adapter": "consilience.merging.extraction",
+    "make_mixture": "consilience.bundles.mixture",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

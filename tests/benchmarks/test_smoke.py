@@ -46,3 +46,19 @@ def test_synthetic_checkpoints_are_whole_and_near_their_base(tmp_path):
     command = [sys.executable, "-c", code, str(ROOT / "benchmarks"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_comparison_of_methods_runs_from_end_to_end(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "all_methods.py"), "images", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--methods", "linear", "task_arithmetic", "fisher", "slerp"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["method"]: row for row in json.loads((tmp_path / "images.json").read_text())["rows"]}
+    assert rows["linear"]["difference"] == 0 and rows["task_arithmetic"]["trials"] == 3
+    assert rows["fisher"]["score"] > rows["base"]["score"] - 0.05
+    assert "at most 1 expert" in rows["slerp"]["reason"]

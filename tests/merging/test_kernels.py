@@ -53,6 +53,8 @@ def test_compiled_equals_reference(size, dtype, seed, experts):
     run_both("add_base", lambda: (deltas[0].copy(), base, 0.7))
     run_both("magnitude_histogram", lambda: (deltas[0], -1, np.zeros(65536, np.int64)))
     run_both("magnitude_histogram", lambda: (deltas[0], pattern >> 16, np.zeros(65536, np.int64)))
+    for first in (0, max(pattern >> 16, 1) - 1, 65533):
+        run_both("magnitude_window", lambda f=first: (deltas[0], f, np.zeros((3, 65536), np.int64)))
     for quota in (0, 3, size):
         run_both("magnitude_trim", lambda quota=quota: (deltas[0].copy(), pattern, quota))
     run_both("magnitude_trim", lambda: (deltas[0].copy(), 0xFFFFFFFF, 0))

@@ -11,6 +11,8 @@ from consilience.merging.method import find_method, method_names
 from tests.merging.laws import CHECKS, make_models, merge, same_bytes, sample_parameters
 
 pytestmark = pytest.mark.filterwarnings(
+    "ignore:tsv:UserWarning",
+    "ignore:r_tsvm:UserWarning",
     "ignore:breadcrumbs:UserWarning",
     "ignore:model_stock:UserWarning",
     "ignore:pcb:UserWarning",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from consilience.data.labelled import LabelledData, LabelledTexts
 from consilience.data.language import LanguageData
 from consilience.data.metrics import Metric, measure, ndcg_at, rank
 from consilience.data.pairs import TrainingPairs
@@ -13,6 +14,8 @@ from consilience.data.suite import Suite
 __all__ = [
     "Documents",
     "EvaluationSet",
+    "LabelledData",
+    "LabelledTexts",
     "LanguageData",
     "Metric",
     "Queries",

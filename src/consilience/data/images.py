@@ -240,22 +240,22 @@ def image_set(name: str, *, size: int | None = None, dev: float = 0.1) -> ImageD
 
 
 def digits(*, size: int | None = None, dev: int = 200) -> ImageData:
-    """Return scikit-learn's 1,797 digits of 8 x 8: 1,200 for training; of the other 597, `dev` are dev, the rest test.
+    """Return scikit-learn's 1,797 digits of 8 x 8: the last `dev` of 1,200 for training are dev, and 597 are test.
 
     >>> data = digits()
     >>> {split: len(part) for split, part in data.splits.items()}, data.examples("test").images.shape
-    ({'train': 1200, 'dev': 200, 'test': 397}, (397, 8, 8))
+    ({'train': 1000, 'dev': 200, 'test': 597}, (597, 8, 8))
 
-    The order is a permutation that never changes. Raises MissingExtraError where scikit-learn is not installed.
+    The order is NumPy's permutation of RandomState(0). Raises MissingExtraError where scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "bench") from error
     stored = load_digits()
-    order = _drawn(len(stored.target), "digits")
+    order = np.random.RandomState(0).permutation(len(stored.target))
     images, labels = _resize((stored.images[order] / 16).astype(np.float32), size), stored.target[order]
-    train, held, test = slice(1200), slice(1200, 1200 + dev), slice(1200 + dev, None)
+    train, held, test = slice(1200 - dev), slice(1200 - dev, 1200), slice(1200, None)
     return ImageData.of(
         "digits",
         [str(label) for label in range(10)],

@@ -1,13 +1,16 @@
 """Finds entries by their rank in magnitude, exactly and without sorting: two passes that count patterns.
 
 The first pass counts the upper 16 bits of every magnitude's float32 pattern, the second the lower 16 bits of those
-that share the upper bits of a wanted rank. Shared by every method that keeps the largest of something.
+that share the upper bits of a wanted rank. Where ranks are those of one tensor, its first chunk tells near which upper
+bits they will be, the first pass counts the lower bits there too, and the second is needed only where that was wrong.
+Shared by every method that keeps the largest of something.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,12 +57,14 @@ class Selection:
         ranks: Callable[[int, int, int], tuple[int, ...]],
         *,
         count_filled: bool = False,
+        local: bool = False,
     ) -> None:
         self.name = name
         self.series = series
         self.values = values
         self.ranks = ranks
         self.count_filled = count_filled
+        self.local = local
 
     def surveys(self) -> tuple[Survey, ...]:
         """Return the two passes."""
@@ -67,6 +72,8 @@ class Selection:
 
 
 Filled = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+Lower = dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Counts of the lower bits, by series and upper bits."""
 
 
 def _filled(counts: NDArray[np.int64]) -> Filled:
@@ -91,10 +98,17 @@ def _bin_of_rank(counts: NDArray[np.int64], rank: int) -> tuple[int, int]:
     return len(counts) - 1 - place, rank - above
 
 
+_MARGIN = 2  # upper bits counted on either side of the expected ones
+
+Windows = list[tuple[int, int, NDArray[np.int64]]]
+"""Counts of whole patterns: the series, the first of the upper bits, and a row of counts for each."""
+
+
 @dataclass
 class _Upper:
     counts: NDArray[np.int64]
     filled: list[int]
+    windows: Windows = field(default_factory=list)
 
 
 class _UpperSurvey:
@@ -107,24 +121,57 @@ class _UpperSurvey:
         return _Upper(np.zeros((self.selection.series, 65536), np.int64), [0] * self.selection.series)
 
     def add(self, chunk: Chunk, state: Any, known: Statistics) -> None:
-        for series, values in enumerate(self.selection.values(chunk, known)):
-            kernels().magnitude_histogram(values, -1, state.counts[series])
+        values = self.selection.values(chunk, known)
+        for series, row in enumerate(values):
+            kernels().magnitude_histogram(row, -1, state.counts[series])
             if self.selection.count_filled:
-                state.filled[series] += int(np.count_nonzero(values))
+                state.filled[series] += int(np.count_nonzero(row))
+        if self.selection.local and chunk.start == 0:
+            state.windows = self._expected(state, chunk.stop, math.prod(chunk.shape))
+        for series, first, counts in state.windows:
+            kernels().magnitude_window(values[series], first, counts)
 
-    def close(self, state: Any) -> tuple[Filled, list[int]]:
-        return _filled(state.counts), state.filled
+    def _expected(self, state: _Upper, seen: int, size: int) -> Windows:
+        """Return empty windows around the bins where the ranks fall among the elements seen so far."""
+        margin = _MARGIN if seen < size else 0
+        firsts: dict[tuple[int, int], None] = {}
+        for series, counts in enumerate(state.counts):
+            filled = round(state.filled[series] * size / seen)
+            for rank in self.selection.ranks(series, size, filled):
+                if 0 < rank < size:
+                    place = _bin_of_rank(counts, min(max(round(rank * seen / size), 1), seen))[0]
+                    firsts[series, min(max(place - margin, 0), 65535 - 2 * margin)] = None
+        return [(series, first, np.zeros((2 * margin + 1, 65536), np.int64)) for series, first in firsts]
+
+    def close(self, state: Any) -> tuple[Filled, list[int], Windows]:
+        return _filled(state.counts), state.filled, state.windows
 
     def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
-        total = _total([counts for counts, _ in states], self.selection.series)
+        total = _total([counts for counts, _, _ in states], self.selection.series)
         size = sum(sizes)
         places: list[tuple[tuple[int, int] | None, ...]] = []
         for series, counts in enumerate(total):
-            ranks = self.selection.ranks(series, size, sum(filled[series] for _, filled in states))
+            ranks = self.selection.ranks(series, size, sum(filled[series] for _, filled, _ in states))
             # (bin, rank within it); rank 0 needs no bin, a rank that takes everything has no limit
             places.append(tuple(None if r >= size else (-1, 0) if r <= 0 else _bin_of_rank(counts, r) for r in ranks))
         for statistics in known:
             statistics[f"{self.selection.name}_places"] = places
+        if len(states) == 1:
+            _settle(self.selection.name, states[0][2], known[0])
+
+
+def _settle(name: str, windows: Windows, statistics: Statistics) -> None:
+    """Write the limits if the windows cover the bins of all ranks."""
+    lower: Lower = {}
+    for series, prefix in _bins(statistics[f"{name}_places"]):
+        for owner, first, counts in windows:
+            if owner == series and 0 <= prefix - first < len(counts):
+                lower[series, prefix] = _filled(counts[prefix - first][None])[0]
+                break
+        else:
+            return
+    _write_limits(name, [lower], [statistics])
+    statistics[f"{name}_settled"] = True
 
 
 class _LowerSurvey:
@@ -145,20 +192,29 @@ class _LowerSurvey:
             counts = state.setdefault((series, prefix), np.zeros(65536, np.int64))
             kernels().magnitude_histogram(values[series], prefix, counts)
 
-    def close(self, state: Any) -> dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def close(self, state: Any) -> Lower:
         return {key: _filled(counts[None])[0] for key, counts in state.items()}
 
     def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
-        places = known[0][f"{self.selection.name}_places"]
-        total = {key: _total([[state[key]] for state in states], 1)[0] for key in _bins(places)}
-        limits: list[list[list[Limit | None]]] = [[[] for _ in places] for _ in states]
-        for series, ranks in enumerate(places):
-            for place in ranks:
-                found = _limits(place, series, total, states)
-                for tensor, limit in zip(limits, found, strict=True):
-                    tensor[series].append(limit)
-        for statistics, tensor in zip(known, limits, strict=True):
-            statistics[self.selection.name] = tensor
+        _write_limits(self.selection.name, states, known)
+
+    def settled(self, known: Statistics) -> bool:
+        """Whether the first pass has already found the limits."""
+        return bool(known.get(f"{self.selection.name}_settled"))
+
+
+def _write_limits(name: str, states: Sequence[Lower], known: Sequence[Statistics]) -> None:
+    """Write the limits of every rank into the statistics of every tensor, from the counts of lower bits."""
+    places = known[0][f"{name}_places"]
+    total = {key: _total([[state[key]] for state in states], 1)[0] for key in _bins(places)}
+    limits: list[list[list[Limit | None]]] = [[[] for _ in places] for _ in states]
+    for series, ranks in enumerate(places):
+        for place in ranks:
+            found = _limits(place, series, total, states)
+            for tensor, limit in zip(limits, found, strict=True):
+                tensor[series].append(limit)
+    for statistics, tensor in zip(known, limits, strict=True):
+        statistics[name] = tensor
 
 
 def _bins(places: Sequence[tuple[tuple[int, int] | None, ...]]) -> list[tuple[int, int]]:

@@ -116,14 +116,15 @@ class Magnitude:
     """Keep the entries of largest magnitude (TIES' trimming); at the threshold the lowest index comes first.
 
     Magnitudes are compared as float32. `count(expert, size)` says how many of `size` entries an expert keeps. With
-    global scope the entries of all tensors compete, ordered by the tensors' names.
+    global scope the entries of all tensors compete, ordered by the tensors' names; otherwise it is `local`.
     """
 
     whole_rows = False
 
-    def __init__(self, experts: int, count: Callable[[int, int], int]) -> None:
+    def __init__(self, experts: int, count: Callable[[int, int], int], *, local: bool = False) -> None:
         self.experts = experts
         self.count = count
+        self.local = local
 
     def surveys(self, before: Sequence[Sparsifier]) -> tuple[Survey, ...]:
         """Two passes: the upper and the lower half of the bits of the threshold."""
@@ -132,6 +133,7 @@ class Magnitude:
             self.experts,
             deltas_after(before),
             lambda expert, size, filled: (self.count(expert, size),),
+            local=self.local,
         ).surveys()
 
     def apply(self, chunk: Chunk, known: Statistics) -> None:

@@ -94,7 +94,7 @@ class TensorBand:
             top, keep = self.band(expert, size)
             return top, top + keep
 
-        return Selection("band", self.experts, deltas_after(before), ranks).surveys()
+        return Selection("band", self.experts, deltas_after(before), ranks, local=True).surveys()
 
     def apply(self, chunk: Chunk, known: Statistics) -> None:
         """Zero what is outside the band."""

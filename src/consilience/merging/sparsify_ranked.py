@@ -15,6 +15,9 @@ from consilience.merging.steps import Chunk, Statistics, Survey
 __all__ = ["MagnitudeRankedDrop", "keep_probabilities"]
 
 
+_MOST_KEPT = 1 << 24  # bytes per tensor
+
+
 def keep_probabilities(density: float, epsilon: float, row: int) -> NDArray[np.float64]:
     """Return the probability of keeping an entry by its rank in a row, the smallest magnitude first.
 
@@ -64,25 +67,37 @@ class MagnitudeRankedDrop:
             if density <= 0:
                 deltas[expert] = 0
                 continue
-            keep, ranks = self.drawn(chunk, expert)
-            scale = known["l1_scale"][expert] if self.rescale == "l1" else 1.0
             if self.rescale == "inverse":
-                inverse = self._table(chunk, expert, "inverse")
-                deltas[expert] *= inverse[ranks]
-            kernels().apply_keep(deltas[expert], keep, scale)
+                ranks = np.empty(deltas.shape[1], np.uint32)
+                row_kernels().rank_rows(deltas[expert], _row(chunk), ranks)
+                keep = self._drawn_by_rank(chunk, expert, ranks)
+                deltas[expert] *= self._table(chunk, expert, "inverse")[ranks]
+                kernels().apply_keep(deltas[expert], keep, 1.0)
+                continue
+            kept = known.get("kept", {}).get((expert, chunk.start))
+            if kept is not None:
+                keep = np.unpackbits(kept, count=deltas.shape[1]).view(np.bool_)
+            else:
+                keep = self.drawn(chunk, expert)
+            kernels().apply_keep(deltas[expert], keep, known["l1_scale"][expert] if self.rescale == "l1" else 1.0)
 
-    def drawn(self, chunk: Chunk, expert: int) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
-        """Return which entries of an expert stay, and their ranks in their rows."""
-        deltas = chunk.deltas[expert]
-        ranks = np.empty(deltas.size, np.uint32)
-        if chunk.masks is None or self.rescale == "inverse":
-            row_kernels().rank_rows(deltas, _row(chunk), ranks)
+    def drawn(self, chunk: Chunk, expert: int) -> NDArray[np.bool_]:
+        """Return which entries of an expert stay."""
         if chunk.masks is not None:
-            return np.asarray(chunk.masks[expert], np.bool_), ranks
-        thresholds = self._table(chunk, expert, "threshold")
+            return np.asarray(chunk.masks[expert], np.bool_)
+        deltas = chunk.deltas[expert]
         keep = np.empty(deltas.size, np.bool_)
+        thresholds = self._table(chunk, expert, "threshold")
+        row_kernels().ranked_draw(deltas, _row(chunk), thresholds, chunk.keys[expert], chunk.start, keep)
+        return keep
+
+    def _drawn_by_rank(self, chunk: Chunk, expert: int, ranks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        if chunk.masks is not None:
+            return np.asarray(chunk.masks[expert], np.bool_)
+        keep = np.empty(ranks.size, np.bool_)
+        thresholds = self._table(chunk, expert, "threshold")
         row_kernels().ranked_keep(ranks, thresholds, chunk.keys[expert], chunk.start, keep)
-        return keep, ranks
+        return keep
 
     def _table(self, chunk: Chunk, expert: int, kind: Literal["threshold", "inverse"]) -> NDArray[Any]:
         """Return what a rank means: the draws (of 2**32) below which an entry stays, or what it is multiplied by."""
@@ -102,6 +117,12 @@ def _row(chunk: Chunk) -> int:
     return chunk.shape[-1] if chunk.shape else 1
 
 
+def _remember(kept: dict[tuple[int, int], NDArray[np.uint8]], key: tuple[int, int], keep: NDArray[np.bool_]) -> None:
+    """Keep what was drawn, as bits, for the pass that applies it; where that gets too much it is drawn again."""
+    if sum(bits.nbytes for bits in kept.values()) < _MOST_KEPT:
+        kept[key] = np.packbits(keep)
+
+
 class _RankedNormSurvey:
     """Sums of magnitudes before and after the drop, row by row."""
 
@@ -117,9 +138,12 @@ class _RankedNormSurvey:
         for expert, density in enumerate(self.drop.density):
             if not 0 < density < 1:
                 continue
-            keep, _ = self.drop.drawn(chunk, expert)
-            for place, values in enumerate((deltas[expert], np.where(keep, deltas[expert], 0))):
-                row_kernels().row_norms(values, row, sums)
+            keep = self.drop.drawn(chunk, expert)
+            _remember(known.setdefault("kept", {}), (expert, chunk.start), keep)
+            for place in (0, 1):
+                if place:
+                    kernels().apply_keep(deltas[expert], keep, 1.0)
+                row_kernels().row_norms(deltas[expert], row, sums)
                 total = state[expert][place]
                 for value in sums.tolist():
                     total += value

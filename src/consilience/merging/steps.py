@@ -18,7 +18,7 @@ from consilience.merging.kernels import BLOCK, kernels
 if TYPE_CHECKING:
     from consilience.merging.whole import Whole
 
-__all__ = ["Chunk", "Selects", "Statistics", "Steps", "Survey", "WholeSurvey", "blocks_of", "every_tensor"]
+__all__ = ["Chunk", "Selects", "Skippable", "Statistics", "Steps", "Survey", "WholeSurvey", "blocks_of", "every_tensor"]
 
 Statistics = dict[str, Any]
 """What is known of one tensor. The entry "facts" (plain data) is shown to the user: it goes into the manifest."""
@@ -40,6 +40,7 @@ class Chunk:
     or the other. `keys` are the experts' random streams for this tensor; `masks` replace random draws where given.
     `carry` is empty at the first chunk of each pass over a tensor and goes from chunk to chunk. `aux` has the
     artefacts of the tensor's own shape, by kind: (experts, elements), or (1, elements) where all experts share one.
+    `expert_names` are for messages.
     """
 
     tensor: str
@@ -54,6 +55,7 @@ class Chunk:
     carry: dict[str, Any] = field(default_factory=dict)
     subtracted: bool = False
     aux: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    expert_names: tuple[str, ...] = ()
 
     @property
     def deltas(self) -> NDArray[Any]:
@@ -87,6 +89,14 @@ class Survey(Protocol):
 
     def finish(self, states: Sequence[Any], sizes: Sequence[int], known: Sequence[Statistics]) -> None:
         """Write what was learned into the statistics of each tensor."""
+
+
+@runtime_checkable
+class Skippable(Protocol):
+    """A survey of single tensors that earlier ones can make needless."""
+
+    def settled(self, known: Statistics) -> bool:
+        """Whether what is known of a tensor already holds what this survey would write."""
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from consilience.errors import NonFiniteError, WorkError
 from consilience.merging.kernels import BLOCK, kernels
 from consilience.merging.loading import BUFFERS, Loader
 from consilience.merging.method import find_method
-from consilience.merging.steps import Chunk, Statistics, Steps, WholeSurvey
+from consilience.merging.steps import Chunk, Skippable, Statistics, Steps, WholeSurvey
 from consilience.merging.whole import Whole
 
 __all__ = [
@@ -132,7 +132,8 @@ def _chunks(
         masks = None if task.masks is None else np.ascontiguousarray(task.masks[:, start:stop])
         out = BUFFERS.array("out", (count,), work)
         aux = {kind: _decode(kind, found, start, stop, work) for kind, found in beside.items()}
-        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, out, masks, carry, steps.deltas, aux)
+        known = (masks, carry, steps.deltas, aux, task.expert_names)
+        yield Chunk(task.name, task.shape, start, stop, rows, base, keys, out, *known)
 
 
 def _beside(found: Sequence[Source | None], shape: tuple[int, ...]) -> bool:
@@ -242,6 +243,8 @@ def merge_tensor(
     if statistics is None:
         statistics = {}
         for index, survey in enumerate(steps.surveys):
+            if isinstance(survey, Skippable) and survey.settled(statistics):
+                continue
             state = survey_tensor(task, steps, index, statistics, chunk, check, device)
             survey.finish([state], [task.numel], [statistics])
     digest = xxhash.xxh3_64()

@@ -106,8 +106,11 @@ class Whole:
         return self._placed(values, tuple(source.shape))
 
     def factors(self, index: int) -> tuple[Tensor, Tensor] | None:
-        """Return (B, A), with B @ A the task vector, where the expert is a LoRA adapter on the base's tensor."""
+        """Return (B, A), with B @ A the task vector, where the expert is the base's tensor with LoRA, or as it is."""
         source = self._experts[index]
+        if source == self._base and len(self.shape) == 2:  # the adapter leaves this tensor alone
+            rows, columns = self.shape
+            return self._placed(np.empty(0, self._width), (rows, 0)), self._placed(np.empty(0, self._width), (0, columns))
         if not isinstance(source, LowRank) or source.base != self._base or len(self.shape) != 2:
             return None
         left, right = factors(source.a, source.b, source.fan_in_fan_out, self._width)

@@ -1,7 +1,8 @@
-"""Runnable models on transformers: dense text encoders causal language models."""
+"""Runnable models on transformers: dense text encoders, classifiers on them, causal language models."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from consilience.models.causal_loading import load_causal
@@ -11,23 +12,31 @@ from consilience.models.loading import load_encoder
 if TYPE_CHECKING:
     from consilience.models.batching import Tokens
     from consilience.models.causal import CausalModel
+    from consilience.models.classifier import TextClassifier, load_classifier
     from consilience.models.encoder import DenseEncoder
 
-__all__ = ["CausalModel", "DenseEncoder", "Tokens", "create_causal", "load_causal", "load_encoder"]
+__all__ = [
+    "CausalModel",
+    "DenseEncoder",
+    "TextClassifier",
+    "Tokens",
+    "create_causal",
+    "load_causal",
+    "load_classifier",
+    "load_encoder",
+]
+
+_WITH_TORCH = {
+    "CausalModel": "causal",
+    "DenseEncoder": "encoder",
+    "TextClassifier": "classifier",
+    "Tokens": "batching",
+    "load_classifier": "classifier",
+}
 
 
 def __getattr__(name: str) -> Any:
     # These import torch: only when they are asked for.
-    if name == "CausalModel":
-        from consilience.models.causal import CausalModel
-
-        return CausalModel
-    if name == "DenseEncoder":
-        from consilience.models.encoder import DenseEncoder
-
-        return DenseEncoder
-    if name == "Tokens":
-        from consilience.models.batching import Tokens
-
-        return Tokens
+    if name in _WITH_TORCH:
+        return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

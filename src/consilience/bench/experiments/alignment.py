@@ -1,9 +1,9 @@
 """Three preference experts of one assistant as a family: usefulness, abstention, refusal; and mixtures of their data.
 
 The assistant is a bag-of-words network that scores outcomes: an answer (an intent), abstaining, refusing. The base has
-had a short training on answers; each expert is tuned on preferences of one dimension (a chosen outcome against all
-others or against one, by the softmax of their scores), and so forgets or overrules the others: the conflict of helpful,
-honest and harmless in the small.
+had a short training on a share of all examples; each expert is tuned on the preferences of one dimension (a chosen
+outcome against all others or against one, by the softmax of their scores), and so forgets or overrules the others: the
+conflict of helpful, honest and harmless in the small.
 
 A toy of the setting of Yang et al. 2025, Mix Data or Merge Models?, arXiv 2502.06876.
 """
@@ -53,9 +53,9 @@ class _Fit:
 class Alignment:
     """The family; tasks are the three dimensions, scores 1 for each prompt whose outcome is right.
 
-    The score of a dimension is the mean over its datasets, which hold equally many prompts. base_steps, expert_steps:
-    of 128 examples each. A mixture takes as many steps as the three experts together. Seeds decide initial weights and
-    the order of examples.
+    The score of a dimension is the mean over its datasets, which hold equally many prompts (`size`). base_share: of the
+    examples of each dimension that the base sees. Steps are of `batch` examples; a mixture takes as many as the three
+    experts together. Seeds decide initial weights and the order of examples. folder: see `AlignmentData`.
     """
 
     name = "alignment"
@@ -66,10 +66,10 @@ class Alignment:
         folder: str | Path | None = None,
         *,
         width: int = 64,
-        base_steps: int = 300,
-        expert_steps: int = 300,
+        base_steps: int = 500,
+        expert_steps: int = 200,
         base_rate: float = 5e-3,
-        expert_rate: float = 2e-3,
+        expert_rate: float = 1e-3,
         batch: int = 128,
         base_share: float = 0.2,
         size: int = 200,

@@ -32,10 +32,14 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Artefacts:
-    """`aux`: what `Workbench.merge(..., aux=...)` takes. `distance`: of each expert, where it was asked for."""
+    """`aux`: what `Workbench.merge(..., aux=...)` takes. `distance`: of each expert, where it was asked for.
+
+    `seconds`: what gathering took, when it was done.
+    """
 
     aux: Mapping[str, Mapping[str, Any]] = field(repr=False)
     distance: Mapping[str, float] | None = None
+    seconds: float = 0.0
 
 
 def gather_artefacts(
@@ -68,20 +72,22 @@ def gather_artefacts(
     place = workbench.folder / f"seed-{workbench.seed}"
     of_experts = [kind for kind in kinds if kind != "activation"]
     aux: dict[str, Mapping[str, Any]] = {}
-    distance = None
+    distance, seconds = None, 0.0
     if of_experts:
         models = {task: family.model(workbench.experts[task], task) for task in chosen}
         name = fingerprint([sorted(of_experts), chosen, examples, settings])
         found, record = _gathered(models, given, place / f"statistics-{name}", of_experts, settings)
         aux |= {kind: {task: found[task][kind] for task in chosen} for kind in of_experts if kind in found[chosen[0]]}
         distance = record.get("distance")
+        seconds += float(record["seconds"])
     if "activation" in kinds:
         name = fingerprint(["base", chosen, examples])
         base = {"base": family.model(workbench.base, chosen[0])}
         together = {"base": [example for task in chosen for example in given[task]]}
-        found, _ = _gathered(base, together, place / f"statistics-{name}", ["activation"], {})
+        found, record = _gathered(base, together, place / f"statistics-{name}", ["activation"], {})
         aux["activation"] = found["base"]["activation"]
-    return Artefacts(aux, distance)
+        seconds += float(record["seconds"])
+    return Artefacts(aux, distance, seconds)
 
 
 def _gathered(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,36 +40,41 @@ class Cost:
 
 
 def measure_cost(function: Callable[[], Any], *, repeats: int = 3) -> Cost:
-    """Call `function` once to warm up and `repeats` times under the clock; the result is that of the last call.
+    """Call `function` once for its memory, then `repeats` times under the clock; the result is that of the last call.
 
     >>> cost = measure_cost(lambda: sum(range(1000)), repeats=2)
     >>> cost.result, len(cost.wall)
     (499500, 2)
 
-    Peak memory is the kernel's record of resident memory during the last call (Linux), so it counts every library.
+    Peak memory is the kernel's record of resident memory (Linux), so it counts every library; the call that it is
+    taken of runs in a thread of its own, which finds no scratch memory of earlier ones.
     """
-    function()
+    peak = _peak_of(function)
     wall, cpu = [], []
-    result, peak = None, None
-    for index in range(repeats):
+    result = None
+    for _ in range(repeats):
         result = None
-        before = _reset_peak() if index == repeats - 1 else None
         wall_start, cpu_start = time.perf_counter(), time.process_time()
         result = function()
         cpu.append(time.process_time() - cpu_start)
         wall.append(time.perf_counter() - wall_start)
-        if before is not None:
-            peak = max(_status("VmHWM") - before, 0)
     return Cost(result, tuple(wall), tuple(cpu), peak)
 
 
-def _reset_peak() -> int | None:
-    """Start a new record of the highest resident memory; return what is resident now, None where that is not known."""
+def _peak_of(function: Callable[[], Any]) -> int | None:
+    """Return how far resident memory rises while the function runs; None where the kernel does not tell."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is taken
     try:
         _RESET.write_text("5")
-        return _status("VmRSS")
     except OSError:
+        function()
         return None
+    before = _status("VmRSS")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(function).result()
+    return max(_status("VmHWM") - before, 0)
 
 
 def _status(key: str) -> int:

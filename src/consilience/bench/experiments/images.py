@@ -135,25 +135,32 @@ class DigitViews(ImageFamily):
     >>> family.tasks
     ('upright', 'rotated', 'inverted', 'mirrored_rolled')
     >>> family.scores(family.base(seed=0), "upright", "test").shape
-    (397,)
+    (597,)
 
     setting: how far experts go from the base. Base and heads are trained together on the first 300 training images,
     with Adam at 2e-3, 64 images of each view per step: 120 steps ("mild") or 60 ("strong"). Experts: 150 steps at 3e-4
-    ("mild") or 400 at 1e-3 ("strong"). 1,200 images for training, 200 are dev, 397 are test.
+    ("mild") or 400 at 1e-3 ("strong"). base_steps, expert_steps: other numbers of steps. 1,000 images are for training,
+    200 are dev, 597 are test.
     """
 
     tasks = ("upright", "rotated", "inverted", "mirrored_rolled")
     config = PerceptronConfig(image_size=8, hidden_sizes=(96, 96, 48))
     seen_by_base = 300
 
-    def __init__(self, setting: Literal["mild", "strong"] = "mild") -> None:
+    def __init__(
+        self,
+        setting: Literal["mild", "strong"] = "mild",
+        *,
+        base_steps: int | None = None,
+        expert_steps: int | None = None,
+    ) -> None:
         super().__init__()
         if setting not in ("mild", "strong"):
             raise RequestError(f"setting {setting!r} is unknown; use mild or strong")
         self.name = f"digit-views-{setting}"
         mild = setting == "mild"
-        self.base_training = ImageTraining(steps=120 if mild else 60, learning_rate=2e-3)
-        self.training = ImageTraining(steps=150 if mild else 400, learning_rate=3e-4 if mild else 1e-3)
+        self.base_training = ImageTraining(base_steps or (120 if mild else 60), 2e-3)
+        self.training = ImageTraining(expert_steps or (150 if mild else 400), 3e-4 if mild else 1e-3)
 
     def open_sets(self) -> Mapping[str, ImageData]:
         """Make the views."""

@@ -23,6 +23,7 @@ from consilience.errors import DataError
 
 if TYPE_CHECKING:
     from consilience.bench.experiments.family import Split, State
+    from consilience.models.causal import CausalModel
 
 __all__ = ["Passages"]
 
@@ -99,9 +100,13 @@ class Passages:
         """What decides the states."""
         return {"version": _VERSION, "data": self._texts, "config": self.models.config, "training": self.training}
 
-    def examples(self, task: str, split: str = "train") -> list[Any]:
-        """Return the examples of a task: (question, kind), or paragraphs."""
-        return list(self._questions[split] if task == "questions" else self._law[split])
+    def examples(self, task: str, count: int | None = None, *, split: str = "train") -> list[Any]:
+        """Return the examples of a task, the first `count` of a split or all: (question, kind), or paragraphs."""
+        return list((self._questions if task == "questions" else self._law)[split][:count])
+
+    def model(self, state: State, task: str = "") -> CausalModel:
+        """Return a runnable model, for statistics; the same for both tasks."""
+        return self.models.model(state)
 
     def law_data(self, count: int) -> LanguageData:
         """Return `count` paragraphs of law to train on, with those of dev and test."""
@@ -143,7 +148,7 @@ class Passages:
 
 def _beginning(text: str, tokenizer: Any) -> str:
     """Return as much of a text as fits into the model, with room for tokens that are cut differently alone."""
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(text, verbose=False)["input_ids"]
     return text if len(ids) <= _POSITIONS else str(tokenizer.decode(ids[: _POSITIONS - 8], skip_special_tokens=True))
 
 

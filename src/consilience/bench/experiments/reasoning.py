@@ -116,9 +116,9 @@ class Addition:
         training = {"base": self.base_training, "expert": self.expert_training}
         return {"version": _VERSION, "config": self.models.config, **training}
 
-    def examples(self, style: str, split: str = "train") -> list[tuple[str, str]]:
-        """Return (question, answer in a style) of a split."""
-        return [(f"{a}+{b}=", _STYLES[style](a, b)) for a, b in self._sums[split]]
+    def examples(self, task: str, count: int | None = None, *, split: str = "train") -> list[tuple[str, str]]:
+        """Return (question, answer in the style of a task), the first `count` of a split or all."""
+        return [(f"{a}+{b}=", _STYLES[task](a, b)) for a, b in self._sums[split][:count]]
 
     def base(self, seed: int) -> State:
         """Train on both styles mixed."""
@@ -141,8 +141,8 @@ class Addition:
         """Return 1 per question of a split answered rightly; the same questions for both tasks."""
         return self.responses(state, split).right
 
-    def model(self, state: State) -> CausalModel:
-        """Return a runnable model, for statistics."""
+    def model(self, state: State, task: str = "") -> CausalModel:
+        """Return a runnable model, for statistics; the same for both tasks."""
         return self.models.model(state)
 
     def responses(self, state: State, split: Split) -> Responses:

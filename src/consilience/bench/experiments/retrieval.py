@@ -17,6 +17,9 @@ from consilience.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from consilience.models.encoder import DenseEncoder
+    from consilience.models.model import Predictor
+
 __all__ = ["RetrievalExperts"]
 
 _METRIC = Metric("nDCG", 10)
@@ -38,14 +41,20 @@ class RetrievalExperts:
     >>> family.scores(family.base(0), "tiny", "test").tolist()
     [1.0, 1.0]
 
-    experts: domain -> adapter folder of the base, or a whole model.
+    experts: domain -> adapter folder of the base, or a whole model. dev: the same suite under other caps, for dev.
 
     Scores are nDCG@10 (0 to 1), one per query, under the caps of the suite; dev and test queries are disjoint.
     Raises RequestError for experts that are no domain of the suite.
     """
 
     def __init__(
-        self, suite: Suite, base: str | Path, experts: Mapping[str, str | Path], *, device: str | None = None
+        self,
+        suite: Suite,
+        base: str | Path,
+        experts: Mapping[str, str | Path],
+        *,
+        dev: Suite | None = None,
+        device: str | None = None,
     ) -> None:
         unknown = [name for name in experts if name not in suite.domains]
         if unknown or not experts:
@@ -54,11 +63,12 @@ class RetrievalExperts:
         self.name = "retrieval"
         self.tasks = tuple(experts)
         self.suite = suite
+        self._dev = suite if dev is None else dev
         self._base = open_checkpoint(base)
         self._experts = {name: open_checkpoint(_reference(base, expert)) for name, expert in experts.items()}
         self._device = device
         self._sets: dict[str, Mapping[str, EvaluationSet]] = {}
-        self._encoder: object | None = None
+        self._encoder: DenseEncoder | None = None
 
     @property
     def settings(self) -> dict[str, object]:
@@ -77,27 +87,45 @@ class RetrievalExperts:
         """There is no model trained on all domains: raises RequestError."""
         raise RequestError("the bundled experts come without a model trained on all domains")
 
+    def _opened(self) -> DenseEncoder:
+        from consilience.models import load_encoder
+
+        return load_encoder(self._base, device=self._device, max_tokens=self.suite.max_tokens)
+
+    def model(self, state: Mapping[str, Tensor], task: str) -> Predictor:
+        """Return a predictor of the document that answers a query, with these weights."""
+        from consilience.models.retrieval import RetrievalPredictor
+
+        encoder = self._opened()
+        _fill(encoder, state)
+        return RetrievalPredictor(encoder)
+
+    def examples(self, task: str, count: int) -> Sequence[tuple[str, str]]:
+        """Return (query, relevant document) of the first training queries of a domain."""
+        return self.suite.domains[task].data.training_pairs().pairs()[:count]
+
     def scores(self, state: Mapping[str, Tensor], task: str, split: str) -> NDArray[np.float64]:
         """Return nDCG@10 of each query of a domain."""
-        import torch
-
-        from consilience.models import load_encoder
-        from consilience.models.encoder import DenseEncoder
-
         if self._encoder is None:
-            self._encoder = load_encoder(self._base, device=self._device, max_tokens=self.suite.max_tokens)
+            self._encoder = self._opened()
         encoder = self._encoder
-        assert isinstance(encoder, DenseEncoder)
-        with torch.no_grad():
-            for name, parameter in encoder.parameters().items():
-                parameter.copy_(state[name])
+        _fill(encoder, state)
         if split not in self._sets:
-            self._sets[split] = self.suite.evaluation_sets(split=split)
+            suite = self._dev if split == "dev" else self.suite
+            self._sets[split] = suite.evaluation_sets(split=split)
         drawn = self._sets[split][task]
         documents = encoder.encode(list(drawn.documents))
         queries = encoder.encode(list(drawn.queries))
         ranking = search(queries, documents, _METRIC.cutoff)
         return measure([_METRIC], ranking, drawn.qrels)[_METRIC]
+
+
+def _fill(encoder: DenseEncoder, state: Mapping[str, Tensor]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in encoder.parameters().items():
+            parameter.copy_(state[name])
 
 
 def _reference(base: str | Path, expert: str | Path) -> str:

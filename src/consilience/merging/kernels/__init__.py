@@ -39,6 +39,7 @@ NAMES = (
     "add_base",
     "magnitude_histogram",
     "magnitude_trim",
+    "magnitude_window",
     "random_drop",
     "apply_keep",
     "consensus",

@@ -28,6 +28,7 @@ __all__ = [
     "encode_bfloat16",
     "magnitude_histogram",
     "magnitude_trim",
+    "magnitude_window",
     "random_block_norms",
     "random_drop",
     "sign_counts",
@@ -212,6 +213,25 @@ def magnitude_histogram(deltas: Work, prefix: int, counts: NDArray[np.int64]) ->
         _upper_histogram(_float_bits(deltas), counts)
     else:
         _lower_histogram(_float_bits(deltas), np.uint32(prefix), counts)
+
+
+@jit
+def _window(bits: Any, origin: Any, span: Any, counts: Any) -> None:
+    chosen = np.empty(_TILE, np.uint32)
+    for first in range(0, bits.size, _TILE):
+        part = bits[first : first + _TILE]
+        found = np.uint64(0)
+        for j in range(part.size):
+            place = np.uint32(np.uint32(part[j] & _MAGNITUDE) - origin)  # wraps around below the window
+            chosen[found] = place
+            found += np.uint64(place < span)
+        for j in range(found):
+            counts[np.uint64(chosen[j])] += 1
+
+
+def magnitude_window(deltas: Work, first: int, counts: NDArray[np.int64]) -> None:
+    """Count whole magnitude patterns whose upper 16 bits are `first` or one of the next ones; see the reference."""
+    _window(_float_bits(deltas), np.uint32(first << 16), np.uint32(counts.size), counts.reshape(-1))
 
 
 @jit

@@ -77,6 +77,16 @@ def magnitude_histogram(deltas: Work, prefix: int, counts: NDArray[np.int64]) ->
     counts += np.bincount(chosen, minlength=65536)
 
 
+def magnitude_window(deltas: Work, first: int, counts: NDArray[np.int64]) -> None:
+    """Count whole magnitude patterns whose upper 16 bits are `first` or one of the next ones.
+
+    `counts` has a row of 65,536 entries (the lower 16 bits) for each.
+    """
+    places = _keys(deltas).astype(np.int64) - (first << 16)
+    chosen = places[(places >= 0) & (places < counts.size)]
+    counts += np.bincount(chosen, minlength=counts.size).reshape(counts.shape)
+
+
 def magnitude_trim(deltas: Work, threshold: int, quota: int) -> int:
     """Zero what is below the threshold pattern in magnitude, in place, and all but the first `quota` of the equal ones;
     return the quota used.

@@ -149,8 +149,7 @@ def ranked_keep(
 
 
 def _grow_evenly(thresholds: NDArray[np.uint64]) -> bool:
-    """Whether thresholds are those of a straight line, rounded, and far enough apart to be told from draws in float32.
-    """
+    """Whether thresholds are those of a straight line, rounded, and far enough apart for draws in float32."""
     numbers = thresholds.astype(np.float64)
     step = (numbers[-1] - numbers[0]) / max(len(numbers) - 1, 1)
     line = numbers[0] + step * np.arange(len(numbers))
@@ -176,24 +175,36 @@ def ranked_draw(
 @jit
 def _band(deltas: Any, bits: Any, high: Any, high_quota: int, low: Any, low_quota: int, zero: Any) -> Any:
     cut = np.empty(_TILE, deltas.dtype)
-    high_used, low_used = 0, 0
+    high_used, low_used = np.int64(0), np.int64(0)
     for first in range(0, bits.size, _TILE):
         part, keys = deltas[first : first + _TILE], bits[first : first + _TILE]
-        equal = 0
+        at_high, at_low = np.uint32(0), np.uint32(0)
         for j in range(part.size):
             key = np.uint32(keys[j] & _MAGNITUDE)
-            equal += 1 if (key == high) | (key == low) else 0
-            cut[j] = part[j] if low < key < high else zero
-        if equal:
+            at_high = np.uint32(at_high + (np.uint32(1) if key == high else np.uint32(0)))
+            at_low = np.uint32(at_low + (np.uint32(1) if key == low else np.uint32(0)))
+        if high == low:
+            at_high = np.uint32(0)
+        whole_high, whole_low = high_used + at_high <= high_quota, low_used + at_low <= low_quota
+        most = high if (whole_high and high > low) or high == low else np.uint32(max(high, np.uint32(1)) - np.uint32(1))
+        least = low if whole_low and high >= low else np.uint32(low + np.uint32(1))
+        some_high = at_high > 0 and not whole_high and high_used < high_quota
+        some_low = at_low > 0 and not whole_low and low_used < low_quota
+        for j in range(part.size):
+            key = np.uint32(keys[j] & _MAGNITUDE)
+            cut[j] = part[j] if (least <= key) & (key <= most) else zero
+        if some_high or some_low or high < low:  # of those that equal a limit the first ones stay
             for j in range(part.size):
                 key = np.uint32(keys[j] & _MAGNITUDE)
                 if key == low:
-                    if low_used < low_quota:
-                        low_used += 1
-                        cut[j] = part[j]
-                elif key == high and high_used < high_quota:
-                    high_used += 1
-                    cut[j] = part[j]
+                    cut[j] = part[j] if low_used < low_quota else zero
+                    low_used += low_used < low_quota
+                elif key == high:
+                    cut[j] = part[j] if high_used < high_quota else zero
+                    high_used += high_used < high_quota
+        else:
+            high_used += np.int64(at_high) if whole_high else np.int64(0)
+            low_used += np.int64(at_low) if whole_low else np.int64(0)
         for j in range(part.size):
             part[j] = cut[j]
     return high_used, low_used
@@ -304,26 +315,26 @@ def column_dots(a: Any, b: Any, first: int, out: Any) -> None:
 def spread(deltas: Any, out: Any) -> None:
     """Out = standard deviation across experts of each element; exactly 0 where all are equal."""
     means, totals = np.empty(_TILE, np.float64), np.empty(_TILE, np.float64)
-    count = np.float64(deltas.shape[0])
+    share = 1.0 / np.float64(deltas.shape[0])  # divisions are slow
     for first in range(0, out.size, _TILE):
         part = out[first : first + _TILE]
         origin = deltas[0, first : first + _TILE]
         mean, total = means[: part.size], totals[: part.size]
         mean[:] = 0.0
-        total[:] = 0.0
-        for i in range(deltas.shape[0]):
+        for i in range(1, deltas.shape[0]):
             row = deltas[i, first : first + _TILE]
             for j in range(part.size):
                 mean[j] += np.float64(row[j]) - np.float64(origin[j])
         for j in range(part.size):
-            mean[j] /= count
-        for i in range(deltas.shape[0]):
+            mean[j] *= share
+            total[j] = mean[j] * mean[j]
+        for i in range(1, deltas.shape[0]):
             row = deltas[i, first : first + _TILE]
             for j in range(part.size):
                 away = np.float64(row[j]) - np.float64(origin[j]) - mean[j]
                 total[j] += away * away
         for j in range(part.size):
-            part[j] = np.sqrt(total[j] / count)
+            part[j] = np.sqrt(total[j] * share)
 
 
 @jit

@@ -57,11 +57,11 @@ def _largest(bits: Any) -> Any:
 def _bin(values: Any, bins: Any, scale: Any, last: Any) -> None:
     """Give each entry a bin that grows with its magnitude."""
     for j in range(values.size):
-        bins[j] = min(np.int32(abs(values[j]) * scale), last)
+        bins[j] = np.uint32(min(np.int32(abs(values[j]) * scale), last))
 
 
 @jit
-def _rank(bits: Any, index: int) -> int:
+def _rank(bits: Any, index: int) -> Any:
     """Return the rank of one magnitude in its row; of equals the lowest index is highest."""
     key = np.uint32(bits[index] & _MAGNITUDE)
     below = np.uint32(0)
@@ -74,19 +74,22 @@ def _rank(bits: Any, index: int) -> int:
 
 
 @jit
-def _below(draws: Any, lowest: Any, steps: Any, out: Any) -> None:
-    """Out = about how many thresholds are below each draw: exact to 1, as thresholds grow evenly."""
+def _below(draws: Any, lowest: Any, steps: Any, least: Any, most: Any, out: Any) -> None:
+    """Out = one more than the place of each draw among the evenly growing thresholds, rounded down, exact to 1."""
     for j in range(draws.size):
-        out[j] = np.int32(np.floor((np.float32(draws[j]) - lowest) * steps))
+        place = (np.float32(draws[j]) - lowest) * steps
+        out[j] = np.int32(min(max(place, least), most) - least) - np.int32(3)
 
 
 @jit
 def _decide(bins: Any, starts: Any, below: Any, out: Any) -> None:
-    """Out = 1 where an entry's bin has ranks above its draw only, 0 where below only, 2 where it may have both."""
+    """Out = 1 where all ranks of an entry's bin are above its draw, 0 where all are below, 2 where that is unsure."""
     for j in range(bins.size):
-        lowest, limit, passed = starts[bins[j]], starts[bins[j] + 1], below[j]
-        sure = np.uint8(lowest > passed + 1)
-        out[j] = sure | (np.uint8(not sure and limit > passed) << 1)
+        place = np.uint64(bins[j])
+        passed = below[j]
+        stays = starts[place] > passed
+        unsure = starts[place + np.uint64(1)] > np.int32(passed - np.int32(1))
+        out[j] = (np.uint8(2) if unsure else np.uint8(0)) if not stays else np.uint8(1)
 
 
 @jit
@@ -101,7 +104,7 @@ def draw_rows(
     while size < row and size < 4096:
         size *= 2
     size //= 2
-    bins, draws, below = np.empty(row, np.int32), np.empty(row, np.uint32), np.empty(row, np.int32)
+    bins, draws, below = np.empty(row, np.uint32), np.empty(row, np.uint32), np.empty(row, np.int32)
     starts = np.empty(size + 1, np.int32)
     values = bits.view(np.float32)
     lowest = np.float32(thresholds[0])
@@ -117,11 +120,11 @@ def draw_rows(
         _bin(values[first : first + row], bins, scale, np.int32(size - 1))
         starts[:] = 0
         for j in range(row):
-            starts[bins[j] + 1] += 1
+            starts[np.uint64(bins[j]) + np.uint64(1)] += 1
         for b in range(size):
             starts[b + 1] += starts[b]
         _draw(low_key, high_key, start + first, draws)
-        _below(draws, lowest, steps, below)
+        _below(draws, lowest, steps, np.float32(-4), np.float32(row + 4), below)
         _decide(bins, starts, below, part)
         doubts = 0
         for j in range(row):

@@ -120,11 +120,12 @@ def spread(deltas: Work, out: NDArray[np.float32]) -> None:
     mean = np.zeros(len(out))
     for row in shifted:
         mean += row
-    mean /= len(shifted)
+    share = 1.0 / len(shifted)
+    mean *= share
     total = np.zeros(len(out))
     for row in shifted:
         total += (row - mean) * (row - mean)
-    out[:] = np.sqrt(total / len(shifted))
+    out[:] = np.sqrt(total * share)
 
 
 def elected_mean(deltas: Work, weights: Work, floor: float, out: Work) -> None:

@@ -46,6 +46,7 @@ def arcee_fusion() -> Steps:
         1,
         lambda chunk, known: _importance(chunk, known)[None],
         lambda series, size, filled: tuple(size - _place(q, size) for q in _QUARTILES),
+        local=True,
     )
 
     def apply(chunk: Chunk, known: Statistics) -> NDArray[Any]:

@@ -61,7 +61,7 @@ def doge(
     >>> from consilience import merge_state_dicts
     >>> base = {"w": np.zeros((2, 2), np.float32)}
     >>> a, b = {"w": np.float32([[0.3, 0], [0, 0.4]])}, {"w": np.float32([[0, 0.4], [0.3, 0]])}
-    >>> merge_state_dicts("doge", base, {"a": a, "b": b}, density=1, steps=0)["w"].round(3).tolist()
+    >>> merge_state_dicts("doge", base, {"a": a, "b": b}, density=1, steps=0)["w"].astype(float).round(3).tolist()
     [[0.042, 0.056], [0.042, 0.056]]
 
     eta: coefficient of each task vector, before it is divided by its norm. density: share of the entries kept over

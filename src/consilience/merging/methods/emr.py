@@ -39,7 +39,7 @@ def emr(task: Chosen = -1) -> Steps:
     >>> a, b = {"w": np.float32([3, 0, -1])}, {"w": np.float32([1, 2, -6])}
     >>> merge_state_dicts("emr", base, {"a": a, "b": b})["w"].tolist()
     [3.0, 2.0, -6.0]
-    >>> merge_state_dicts("emr", base, {"a": a, "b": b}, task="a")["w"].round(3).tolist()
+    >>> merge_state_dicts("emr", base, {"a": a, "b": b}, task="a")["w"].astype(float).round(3).tolist()
     [1.333, 0.0, -2.667]
 
     task: the expert to reconstruct; none: the model of the unified vector.

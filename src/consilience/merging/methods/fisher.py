@@ -90,11 +90,11 @@ def fisher(
 def _checked(chunk: Chunk) -> NDArray[Any]:
     """Return the Fisher diagonals, (experts, elements); refuses what cannot be one."""
     information = chunk.aux["fisher"]
-    for number, row in enumerate(information, start=1):
+    for name, row in zip(chunk.expert_names, information, strict=True):
         if not (row.min() >= 0 and row.max() < math.inf):
             place = int(np.flatnonzero(~((row >= 0) & (row < math.inf)))[0])
             raise WorkError(
-                f"tensor {chunk.tensor!r}: the Fisher diagonal of expert {number} of {len(information)} (by name) "
+                f"tensor {chunk.tensor!r}: the Fisher diagonal of expert {name!r} "
                 f"holds {row[place]:g} at element {chunk.start + place}; it has to be finite and 0 or more: "
                 "gather it again"
             )

@@ -58,7 +58,7 @@ def pcb(
     >>> base = {"w": np.zeros(6, np.float32)}
     >>> a, b = {"w": np.float32([4, 3, 1, 0, 1, 0])}, {"w": np.float32([2, -5, 0, 1, 0, 0])}
     >>> merge_state_dicts("pcb", base, {"a": a, "b": b}, pcb_ratio=0.5)["w"].tolist()
-    [4.0, -4.0, 1.0, 0.0, 1.0, 0.0]
+    [2.5, -2.0, 0.0, 0.0, 0.0, 0.0]
 
     lambda: coefficient of each task vector. pcb_ratio: share of entries kept per expert, above 0 to 1. clamp_ratio:
     share of magnitudes clamped at either end, 0 to 0.5. inter: how agreement is measured, see above. score: "balanced",

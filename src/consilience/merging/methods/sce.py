@@ -33,6 +33,7 @@ from consilience.merging.steps import Chunk, Statistics, Steps, Survey, blocks_o
 
 _LEAST_SHARE = 1e-6
 _LEAST_ENERGY = 1e-6
+_MOST_KEPT = 1 << 24  # bytes per tensor
 
 
 @method(base="required", laws=("idempotent", "permutation", "scale"), min_experts=2)
@@ -61,7 +62,9 @@ def sce(select_topk: Share = 1.0, guard: Literal["relative", "absolute"] = "rela
         kernels().add_base(chunk.out, chunk.base, 1.0)
         return chunk.out
 
-    selection = Selection("variance", 1, lambda chunk, known: _spread(chunk)[None], ranks, count_filled=True)
+    selection = Selection(
+        "variance", 1, lambda chunk, known: _spread(chunk)[None], ranks, count_filled=True, local=True
+    )
     surveys: tuple[Survey, ...] = selection.surveys() if selects else ()
     return Steps(apply, (*surveys, _EnergySurvey(selects, guard == "absolute")), deltas=True)
 
@@ -75,15 +78,23 @@ def _spread(chunk: Chunk) -> NDArray[np.float32]:
 
 
 def _select(chunk: Chunk, known: Statistics) -> None:
-    """Zero the task vectors where experts differ least."""
+    """Zero the task vectors where experts differ least; what was selected is kept, as bits, for the next pass."""
     (limit,) = known["variance"][0]
     if limit is None:
         return
-    spread = _spread(chunk)
-    left = chunk.carry.get("variance", limit.within)
-    chunk.carry["variance"] = left - kernels().magnitude_trim(spread, limit.pattern, left)
+    kept = known.setdefault("selected", {})
+    if chunk.start in kept:
+        bits, chunk.carry["variance"] = kept[chunk.start]
+        keep = np.unpackbits(bits, count=chunk.stop - chunk.start).view(np.bool_)
+    else:
+        spread = _spread(chunk)
+        left = chunk.carry.get("variance", limit.within)
+        chunk.carry["variance"] = left - kernels().magnitude_trim(spread, limit.pattern, left)
+        keep = spread > 0
+        if sum(bits.nbytes for bits, _ in kept.values()) < _MOST_KEPT:
+            kept[chunk.start] = np.packbits(keep), chunk.carry["variance"]
     for deltas in chunk.deltas:
-        kernels().apply_keep(deltas, spread > 0, 1.0)
+        kernels().apply_keep(deltas, keep, 1.0)
 
 
 class _EnergySurvey:

@@ -52,7 +52,7 @@ def ties(
             return min(int(share * size) + 1, size)
         return max(int(share * size), 1 if share > 0 else 0)
 
-    trim = (Magnitude(len(density), count),) if min(density) < 1 else ()
+    trim = (Magnitude(len(density), count, local=scope == "tensor"),) if min(density) < 1 else ()
     return task_vector_steps(
         weight, lambda_, sparsifiers=trim, merge_function=merge_function, scope=scope, shared=("density", *density)
     )
