@@ -19,8 +19,10 @@ from consilience.bench.experiments.all_methods import MethodRow, compare_methods
 from consilience.bench.experiments.images import DigitViews, Letters
 from consilience.bench.experiments.retrieval import RetrievalExperts
 from consilience.data import Suite
+from consilience.merging.method import method_names
 
 ROOT = Path(__file__).parents[1]
+SLOW = ("doge", "knots", "optmerge", "wudi")
 SCALES = (0.3, 0.5, 1.0)
 
 
@@ -61,6 +63,9 @@ def run(name: str, *, quick: bool, methods: list[str] | None, out: Path) -> None
     experts, metric, setting = family(name, quick)
     bench = Workbench(experts, seed=0)
     uniform = bench.scores(bench.merge("linear"))
+    earlier = json.loads((out / f"{name}.json").read_text()) if (out / f"{name}.json").is_file() else {}
+    same = earlier.get("setting") == setting and earlier.get("quick") == quick
+    known = {row["method"]: row for row in earlier.get("rows", ()) if same}  # a run that was stopped goes on
     rows = [
         reference("base", bench.base_scores(), uniform),
         reference("each task's own expert", bench.expert_scores(), uniform),
@@ -79,7 +84,10 @@ def run(name: str, *, quick: bool, methods: list[str] | None, out: Path) -> None
         print(f"{name}: {row.method} {dict(row.parameters)}: {shown}", flush=True)
 
     statistics = {"draws": 1}
-    compare_methods(bench, methods, examples=8 if quick else 32, statistics=statistics, scales=SCALES, told=told)
+    wanted = sorted(methods or method_names(), key=lambda method: (method in SLOW, method))
+    rows += [known[method] for method in wanted if method in known]
+    todo = [method for method in wanted if method not in known]
+    compare_methods(bench, todo, examples=8 if quick else 32, statistics=statistics, scales=SCALES, told=told)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "build/bench/merge_speed.json"
 DEMO = ROOT / "build/demo"
 COMPARED = ROOT / "build/methods"
+REPRODUCED = ROOT / "build/reproductions"
 
 
 def methods_block() -> str:
@@ -38,12 +39,13 @@ def methods_block() -> str:
 def details_block() -> str:
     """Return one section per method: its documentation, its parameters, what it promises."""
     parts = []
+    star = "\\*"
     for entry in methods():
         text = re.sub(r"\n(Use|Avoid): ", r"\n\n**\1**: ", entry["documentation"])
         text = re.sub(r"\nSource: ", "\n**Source**: ", text)
         text = re.sub(r"(?m)^    (?=\S)", "      ", text)  # formulas stay in code blocks
         rows = [
-            f"| `{name}`{'\\*' if p['per_expert'] else ''} | {p['type']} | "
+            f"| `{name}`{star if p['per_expert'] else ''} | {p['type']} | "
             f"{'required' if p['required'] else _shown(p['default'])} |"
             for name, p in entry["parameters"].items()
         ]
@@ -143,6 +145,23 @@ def compared_block(found: dict) -> str:
     return "\n".join(lines)
 
 
+def verdicts_block(reports: list[dict]) -> str:
+    """Return every claim of every reproduction with its verdict, and which have not been run in full."""
+    parts = []
+    for report in reports:
+        cost = f"{len(report['seeds'])} seeds, {report['cpu_seconds'] / 60:.0f} CPU minutes"
+        lines = [f"### {report['slug']}", "", f"{report['title']} ({report['source']}); {cost}.", ""]
+        lines += ["| claim | verdict | numbers |", "|---|---|---|"]
+        lines += [f"| {c['text']} | {c['verdict']} | {c['detail'].replace('|', '/')} |" for c in report["claims"]]
+        parts.append("\n".join(lines))
+    known = {report["slug"].replace("-", "_") for report in reports}
+    files = sorted(path.stem for path in (ROOT / "reproductions").glob("*.py") if path.stem != "__init__")
+    missing = [name.replace("_", "-") for name in files if name not in known]
+    if missing:
+        parts.append(f"Written, and not yet run in full: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
 def _cells(row: dict | None) -> str | None:
     if row is None or "score" not in row:
         return None
@@ -165,6 +184,10 @@ def main() -> None:
     if results:
         text = replace_block(text, "compared", compared_block(results))
     page.write_text(text)
+    reports = [json.loads(path.read_text()) for path in sorted(REPRODUCED.glob("*/report.json"))]
+    if reports := [report for report in reports if not report["quick"]]:
+        page = ROOT / "docs/reproductions.md"
+        page.write_text(replace_block(page.read_text(), "verdicts", verdicts_block(reports)))
     readme = ROOT / "README.md"
     if (DEMO / "evaluation.json").is_file():
         evaluation = json.loads((DEMO / "evaluation.json").read_text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ def shuffled_mask(bench: Workbench, merged: State, alpha: float) -> State:
     return state
 
 
-def measure(bench: Workbench, rows: list[list[object]]) -> dict[str, Scores]:
+def measure(bench: Workbench, rows: list[list[Any]]) -> dict[str, Scores]:
     chosen = thresholds(bench)
     own = bench.expert_scores()
     masked = {task: bench.merge("tall_mask", task=task, tall_mask_lambda=chosen) for task in bench.tasks}
@@ -85,7 +86,7 @@ def main(options: Options) -> None:
     report = options.report("consensus-merging", "TALL-masks and Consensus Merging", source="arXiv 2405.07813")
     family = TextFamily(cache=options.cache, **options.pick({}, SMALL))
     benches = options.workbenches(family, tasks=options.pick(TASKS, TASKS[:PACKED]))
-    rows: list[list[object]] = []
+    rows: list[list[Any]] = []
     found: dict[str, list[Scores]] = {}
     table: list[list[object]] = []
     for bench in benches:
@@ -98,9 +99,12 @@ def main(options: Options) -> None:
     report.table(table, ["seed", "model", "alpha and weights", "mean test accuracy", "n"], "Merged models")
 
     least, unmasked = min(row[-2] for row in rows), min(row[-1] for row in rows)
-    report.claim(
-        f"masked models keep {KEPT:.0%} of every expert's accuracy", least >= KEPT, f"the least is {least:.4f}"
+    ratios = [[row[-2] for row in rows if row[1] == task] for task in benches[0].tasks]
+    mean = min(sum(values) / len(values) for values in ratios)
+    detail = (
+        f"the least of {len(rows)} models keeps {least:.4f}; the least of the tasks' means over seeds is {mean:.4f}"
     )
+    report.claim(f"masked models keep {KEPT:.0%} of every expert's accuracy", least >= KEPT, detail)
     report.claim("the unmasked sum at scale 1 does not", unmasked < KEPT, f"the least is {unmasked:.4f}")
     report.difference("masked models are above the unmasked sum", found["masked"], found["sum, scale 1"])
     consensus, plain = found[f"consensus k={K}"], found["task arithmetic"]

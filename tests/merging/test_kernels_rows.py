@@ -37,10 +37,10 @@ def test_compiled_equals_reference(row, rows, dtype, seed, experts, coarse):
     thresholds = np.linspace(0, 2**32, row).astype(np.uint64)
     for start in (0, 2**32 - 3, 2**33 + 1):
         run_both("ranked_keep", lambda s=start: (ranks, thresholds, stream_key(seed), s, np.empty(size, np.bool_)))
-    for thresholds in (np.linspace(1e9, 4e9, row).astype(np.uint64), thresholds):
+    for limits in (np.linspace(1e9, 4e9, row).astype(np.uint64), thresholds):
         for values in (a, b, np.where(a > 0, a, 0)):
             run_both(
-                "ranked_draw", lambda v=values, t=thresholds: (v, row, t, stream_key(seed), 5, np.empty(size, np.bool_))
+                "ranked_draw", lambda v=values, t=limits: (v, row, t, stream_key(seed), 5, np.empty(size, np.bool_))
             )
     for top, keep in ((0, row), (0, row // 3), (row // 4, row // 2), (1, 1), (row // 2, row), (row, 1), (2, 0)):
         run_both("row_band", lambda t=top, k=keep: (a.copy(), row, t, k))

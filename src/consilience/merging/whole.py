@@ -110,7 +110,8 @@ class Whole:
         source = self._experts[index]
         if source == self._base and len(self.shape) == 2:  # the adapter leaves this tensor alone
             rows, columns = self.shape
-            return self._placed(np.empty(0, self._width), (rows, 0)), self._placed(np.empty(0, self._width), (0, columns))
+            nothing = np.empty(0, self._width)
+            return self._placed(nothing, (rows, 0)), self._placed(nothing, (0, columns))
         if not isinstance(source, LowRank) or source.base != self._base or len(self.shape) != 2:
             return None
         left, right = factors(source.a, source.b, source.fan_in_fan_out, self._width)

@@ -20,7 +20,7 @@ __all__ = ["GRIDS", "MethodRow", "compare_methods"]
 
 SCALES = (0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 GRIDS: Mapping[str, Mapping[str, Sequence[Any]]] = {
-    "doge": {"eta": (0.07, 0.2, 0.5, 1.0, 1.5)},
+    "doge": {"eta": (0.07, 0.3, 1.0)},
     "ties": {"lambda": (0.3, 0.5, 0.7, 1.0, 1.5, 2.0)},
     "pcb": {"lambda": (0.8, 1.0, 1.2, 1.5, 1.8, 2.2)},
     "sens": {"lambda": (0.2, 0.3, 0.5, 0.7, 1.0)},

@@ -33,10 +33,9 @@ def load_or_make(folder: Path, request: Mapping[str, Any], make: Callable[[], St
         if fingerprint(made_by) == fingerprint(request):
             return read_state(folder)
     with Job(folder, kind="experiment", request=request) as job:
-        state = make()
-        job.check()
-        write_state(job.work, state)
+        write_state(job.work, make())
         job.publish()
+        job.check()  # stopped while it was made: it is kept
     return read_state(folder)
 
 

@@ -13,6 +13,10 @@ Choose alpha on validation data (the authors: 0.1, 0.2, ..., 1.0) and give the m
 0.3 is usual for sums of task vectors without such data. lambda_t as in tall_mask: from 0.2, ..., 0.6 by validation,
 0.4 being our choice without. Fails where tasks share little: then all their weights are selfish.
 
+Use: many experts whose sum carries weights that matter to one task only; the same search over alpha as task
+arithmetic.
+Avoid: two experts, where k = 2 keeps only what both use.
+
 Source: Wang et al. 2024, Localizing Task Information for Improved Model Merging and Compression, arXiv 2405.07813;
 code nik-dim/tall_masks (k: prun_thre_k, alpha: scaling coefficient there).
 """

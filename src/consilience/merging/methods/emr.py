@@ -10,6 +10,9 @@ The mask takes a task's opponents out, the rescaler restores the mean size of it
 number per task are stored beside base and vector. Without a mask the unified vector overshoots, as every entry is the
 largest there is. A task that loses every vote has an empty mask: its model is the base (a warning says so).
 
+Use: serving every task from one vector, a bit per weight and a number per task, without data.
+Avoid: one model for all tasks: the unified vector alone answers none of them well.
+
 Source: Huang et al. 2024, EMR-Merging: Tuning-Free High-Performance Model Merging, arXiv 2405.17461; code
 harveyhuang18/EMR_Merging (the means are taken per tensor and summed, as there).
 """

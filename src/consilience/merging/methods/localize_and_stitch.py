@@ -10,6 +10,9 @@ so the result does not depend on the order of weights; a weight that an expert d
 `sparsity` is the authors' word for the share that is kept. The released code averages with only one of the other masks;
 this is the rule of the paper. Masks that are trained on data are not offered.
 
+Use: experts whose ability sits in a small share of the weights, to be stitched without data.
+Avoid: experts with spread-out changes; without data the share of weights is a guess.
+
 Source: He et al. 2024, Localize-and-Stitch: Efficient Model Merging via Sparse Task Arithmetic, arXiv 2408.13656;
 uiuctml/MergeBench.
 """

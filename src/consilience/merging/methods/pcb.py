@@ -17,6 +17,10 @@ Fails with few weights (pcb_ratio * d below 2; one entry per expert is kept then
 sits in a smaller share of the weights than clamp_ratio: clamping then cuts it to nothing (a warning says so). An expert
 that equals the base is refused. An expert all of whose changes have one size counts as m = 1 everywhere.
 
+Use: several experts that compete for the same weights, with a little validation data for lambda.
+Avoid: one expert, or experts that equal the base; adapters merged into few layers, whose many zeros make quantiles
+meaningless.
+
 Source: Du et al. 2024, Parameter Competition Balancing for Model Merging, arXiv 2410.02396; code
 duguodong7/pcb-merging.
 """

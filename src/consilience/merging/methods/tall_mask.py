@@ -12,6 +12,9 @@ unscaled and rarely a good model by itself. With tasks that change the same weig
 The authors choose each lambda_t from 0.2, 0.3, ..., 0.6 by the validation accuracy of the task's model, the first best
 one winning. 0.4, the middle of that grid, is our choice for when there is no such data.
 
+Use: keeping every expert's ability in one vector and one bit per weight and task (see bundles).
+Avoid: one model for all tasks: that is consensus.
+
 Source: Wang et al. 2024, Localizing Task Information for Improved Model Merging and Compression, arXiv 2405.07813;
 code nik-dim/tall_masks.
 """
