@@ -15,9 +15,9 @@ from consilience.bench.experiments.adapter_run import AdapterRun
 from consilience.bench.experiments.passages import Passages
 
 SEEDS = (0, 1, 2)
-CHECKPOINTS, EXAMPLES, BATCH = 8, 2560, 32  # one epoch of 80 steps, a checkpoint every 10
+CHECKPOINTS, EXAMPLES, BATCH = 8, 5120, 8  # one epoch of 640 steps, a checkpoint every 80
 POWERS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the weights; chosen by dev loss
-LORA = {"rank": 8, "alpha": 16, "learning_rate": 0.03, "schedule": "constant", "dtype": "float32"}
+LORA = {"rank": 8, "alpha": 16, "learning_rate": 0.02, "schedule": "constant", "dtype": "float32"}
 WORSE = 0.01  # share of the uniform average's loss that MWA may lose before the run counts as failed
 SMALL = {"base_steps": 3, "question_steps": 2, "law_steps": 2, "hidden": 16, "size": 10}
 

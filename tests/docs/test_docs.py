@@ -43,7 +43,7 @@ def blocks_of(page: Path) -> list[Block]:
     text = page.read_text()
     found = list(BLOCK.finditer(text))
     blocks = []
-    for this, after in zip(found, [*found[1:], None], strict=True):
+    for this, after in zip(found, [*found[1:], None], strict=False):
         follows = after is not None and after["kind"] == "text" and not text[this.end() : after.start()].strip()
         shows = after["text"] if after is not None and follows else None
         blocks.append(Block(this["kind"], this["text"], this["mark"] is not None, shows))

@@ -38,7 +38,7 @@ def models(scales):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_pass_is_enough_where_the_tensor_is_alike_all_over(method, passes):
     base, experts = models(np.ones(ROWS))
-    merged = merge_state_dicts(method, base, experts, chunk=4096, **METHODS[method])["w"]
+    merged = merge_state_dicts(method, base, experts, chunk=8192, **METHODS[method])["w"]
     assert passes == ([0, 2] if method == "sce" else [0])
     again = merge_state_dicts(method, base, experts, chunk=1 << 20, **METHODS[method])["w"]
     assert merged.tobytes() == again.tobytes()
@@ -47,7 +47,7 @@ def test_one_pass_is_enough_where_the_tensor_is_alike_all_over(method, passes):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_second_pass_corrects_a_first_chunk_that_misleads(method, passes):
     base, experts = models(np.where(np.arange(ROWS) < 41, 1e-4, 1.0))
-    merged = merge_state_dicts(method, base, experts, chunk=4096, **METHODS[method])["w"]
+    merged = merge_state_dicts(method, base, experts, chunk=8192, **METHODS[method])["w"]
     assert passes == ([0, 1, 2] if method == "sce" else [0, 1])
     again = merge_state_dicts(method, base, experts, chunk=1 << 20, **METHODS[method])["w"]
     assert merged.tobytes() == again.tobytes()
@@ -56,6 +56,6 @@ def test_a_second_pass_corrects_a_first_chunk_that_misleads(method, passes):
 def test_what_is_kept_is_what_sorting_keeps(passes):
     base, experts = models(np.ones(ROWS))
     delta = (experts["e0"]["w"].astype(float) - base["w"]).astype(np.float32).ravel()
-    merged = merge_state_dicts("ties", base, {"e0": experts["e0"]}, chunk=4096, density=0.3)["w"].ravel()
+    merged = merge_state_dicts("ties", base, {"e0": experts["e0"]}, chunk=8192, density=0.3)["w"].ravel()
     largest = np.argsort(-np.abs(delta), kind="stable")[: int(0.3 * delta.size)]
     assert set(np.flatnonzero(merged != base["w"].ravel())) == set(largest) and passes == [0]

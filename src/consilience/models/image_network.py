@@ -20,6 +20,8 @@ from consilience.errors import RequestError
 
 __all__ = ["PerceptronConfig", "TransformerConfig", "build_network", "config_of", "config_record"]
 
+_POSITION = 0.3  # standard deviation; as large as patches are, or a short training does not find out where they are
+
 
 @dataclass(frozen=True)
 class PerceptronConfig:
@@ -129,7 +131,7 @@ class _Patches(nn.Module):
         self.size = config.patch_size
         self.patch = nn.Linear(config.patch_size**2, config.hidden_size)
         count = (config.image_size // config.patch_size) ** 2
-        self.position = nn.Parameter(torch.randn(count, config.hidden_size) * 0.02)
+        self.position = nn.Parameter(torch.randn(count, config.hidden_size) * _POSITION)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = images.unfold(1, self.size, self.size).unfold(2, self.size, self.size).flatten(3).flatten(1, 2)

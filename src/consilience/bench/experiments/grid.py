@@ -1,4 +1,4 @@
-"""A grid of merging experiments: size x strength of the base x number of experts x method, on held-in and held-out tasks.
+"""A grid of merges: size x strength of the base x number of experts x method, on held-in and held-out tasks.
 
 Every cell is one merge of one subset of the experts, measured on the tasks of the subset (held-in) and on tasks that no
 expert was trained for (held-out). The work is a Job: cells that are finished are not computed again.
@@ -11,8 +11,10 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
@@ -28,9 +30,6 @@ from consilience.core.progress import Progress
 from consilience.core.randomness import stream_key, uniform_bits
 from consilience.core.records import read_record, write_record
 from consilience.errors import ConsilienceError, DataError, LeakageError, Problems, WorkError, did_you_mean
-
-if TYPE_CHECKING:
-    from consilience.bench.experiments.family import Split, State
 
 __all__ = ["Cell", "Grid", "GridFamily", "GridResult", "run_grid"]
 
@@ -111,7 +110,9 @@ class Grid:
                 entries.append(MethodEntry(**{key: named[key] for key in entry_keys if key in named}))
             else:
                 problems.add(f"methods: {given} names no method")
-        problems.extend(f"counts: {count!r} experts" for count in lists["counts"] if type(count) is not int or count < 1)
+        problems.extend(
+            f"counts: {count!r} experts" for count in lists["counts"] if type(count) is not int or count < 1
+        )
         problems.raise_if_any(DataError, f"grid {name}")
         numbers = {key: int(content[key]) for key in ("subsets", "tuning_subsets") if key in content}
         seeds = tuple(int(seed) for seed in content.get("seeds", Grid.seeds))
@@ -187,6 +188,7 @@ class GridResult:
                 "subset": "+".join(cell.subset),
                 "method": cell.method,
                 "parameters": " ".join(f"{key}={value}" for key, value in cell.parameters.items()),
+                "merge_seconds": cell.seconds,
             }
             if cell.failed:
                 yield {**common, "task": "", "split": "", "score": "", "normalised": "", "failed": cell.failed}
@@ -252,9 +254,7 @@ def _check_held_out(family: GridFamily, where: str) -> None:
 class _Block:
     """The cells of one size, base and seed."""
 
-    def __init__(
-        self, grid: Grid, bench: Workbench, family: GridFamily, size: str, base: str, job: Job
-    ) -> None:
+    def __init__(self, grid: Grid, bench: Workbench, family: GridFamily, size: str, base: str, job: Job) -> None:
         self.grid, self.bench, self.family, self.job = grid, bench, family, job
         self.at = {"seed": bench.seed, "size": size, "base": base}
 
@@ -265,13 +265,12 @@ class _Block:
         label = f"grid {self.at['size']} {self.at['base']}"
         with Progress(total, "cells", label) as bar:
             for kind in REFERENCES:
-                self._unit((kind,), lambda kind=kind: self._reference(kind))  # type: ignore[misc]
+                self._unit((kind,), partial(self._reference, kind))
                 bar.advance(1)
             for count, drawn in subsets.items():
-                for entry in self.grid.methods:
-                    for subset in drawn:
-                        self._unit((count, entry.name, *subset), lambda e=entry, s=subset: self._merge(e, s, drawn))  # type: ignore[misc] # noqa: B023
-                        bar.advance(1)
+                for entry, subset in product(self.grid.methods, drawn):
+                    self._unit((count, entry.name, *subset), partial(self._merge, entry, subset, drawn))
+                    bar.advance(1)
 
     def _key(self, parts: Sequence[Any]) -> str:
         return "/".join(map(str, (*self.at.values(), *parts)))
@@ -342,8 +341,6 @@ def _cell(entry: Mapping[str, Any]) -> Cell:
 
 
 def _table(result: GridResult) -> str:
-    seconds = {id(cell): cell.seconds for cell in result.cells}
-    del seconds
     text = io.StringIO()
     rows = list(result.rows())
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -181,9 +181,9 @@ class DigitViews(ImageFamily):
 
 
 _SIZES: Mapping[str, TransformerConfig] = {
-    "small": TransformerConfig(hidden_size=32, num_hidden_layers=2),
-    "medium": TransformerConfig(hidden_size=64, num_hidden_layers=3),
-    "large": TransformerConfig(hidden_size=96, num_hidden_layers=4),
+    "small": TransformerConfig(patch_size=14, hidden_size=32, num_hidden_layers=2),
+    "medium": TransformerConfig(patch_size=14, hidden_size=64, num_hidden_layers=3),
+    "large": TransformerConfig(patch_size=14, hidden_size=96, num_hidden_layers=4),
 }
 _SOURCES = {
     "pictures": "cifar10",
@@ -191,6 +191,7 @@ _SOURCES = {
     "usps": "usps",
     "kannada": "kannada_mnist",
     "notmnist": "notmnist",
+    "digits": "digits",
     **{name.lower(): f"omniglot_small1/{name}" for name in ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")},
 }
 
@@ -223,8 +224,9 @@ class Letters(ImageFamily):
         base: Literal["weak", "strong"] = "strong",
         *,
         base_steps: int = 400,
-        expert_steps: int = 300,
-        learning_rate: float = 1e-3,
+        base_rate: float = 3e-3,
+        expert_steps: int = 200,
+        expert_rate: float = 1e-3,
         dev: int = 250,
         test: int = 500,
     ) -> None:
@@ -235,20 +237,30 @@ class Letters(ImageFamily):
         self.config = _SIZES[size]
         self.strong = base == "strong"
         self.limits = {"dev": dev, "test": test}
-        self.base_training = _vit_training(base_steps, learning_rate)
-        self.training = _vit_training(expert_steps, learning_rate)
+        self.base_training = _vit_training(base_steps, base_rate)
+        self.training = _vit_training(expert_steps, expert_rate)
 
     def open_sets(self) -> Mapping[str, ImageData]:
         """Read the sets and make the views."""
-        sources: dict[str, ImageData] = {}
+        opened: dict[str, ImageData] = {}
         found = {}
-        for name in ("pictures", *self.others, *self.tasks, *self.held_out):
-            source, view = next(((s, name[len(s) + 1 :]) for s in _SOURCES if name.startswith(s)), (name, ""))
-            if source not in sources:
-                opened = digits(size=28) if source == "digits" else image_set(_SOURCES[source], size=28)
-                sources[source] = opened.capped(**self.limits)
-            found[name] = sources[source].mapped(name, _VIEWS[view or "upright"])
+        for name, source in self.sources.items():
+            if source not in opened:
+                data = digits(size=28) if source == "digits" else image_set(source, size=28)
+                opened[source] = data.capped(**self.limits)
+            view = next((view for view in _VIEWS if name.endswith(f"_{view}")), "upright")
+            found[name] = opened[source].mapped(name, _VIEWS[view])
         return found
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The dataset of each set, held out or trained on."""
+        trained = ("pictures", *(self.others if self.strong else ()), *self.tasks)
+        return {name: next(_SOURCES[s] for s in _SOURCES if name.startswith(s)) for name in (*trained, *self.held_out)}
+
+    def chance(self, task: str) -> float:
+        """Return the score of guessing: one over the number of classes."""
+        return 1 / len(self.sets[task].classes)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
