@@ -17,7 +17,7 @@ from consilience.bench.experiments.scale_findings import Findings
 
 SEEDS = (0, 1)
 GRID = Path(__file__).with_suffix(".yml")
-SMALL = {"base_steps": 20, "expert_steps": 10, "dev": 40, "test": 60}  # a quick run
+SMALL = {"base_steps": 30, "expert_steps": 30, "dev": 40, "test": 60}  # a quick run
 REQUIRED = ("F1", "F3")  # the findings that have to hold; the others are reported as they come
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from consilience.data.images import ImageData, LabelledImages, digits, image_set
+from consilience.data.reserved import default_data_folder
 from consilience.errors import RequestError, did_you_mean
 from consilience.models.classifier import Head
 from consilience.models.image import ImageClassifier, ImageEncoder
@@ -242,14 +244,10 @@ class Letters(ImageFamily):
 
     def open_sets(self) -> Mapping[str, ImageData]:
         """Read the sets and make the views."""
-        opened: dict[str, ImageData] = {}
         found = {}
         for name, source in self.sources.items():
-            if source not in opened:
-                data = digits(size=28) if source == "digits" else image_set(source, size=28)
-                opened[source] = data.capped(**self.limits)
             view = next((view for view in _VIEWS if name.endswith(f"_{view}")), "upright")
-            found[name] = opened[source].mapped(name, _VIEWS[view])
+            found[name] = _opened(source, default_data_folder()).capped(**self.limits).mapped(name, _VIEWS[view])
         return found
 
     @property
@@ -290,6 +288,12 @@ class Letters(ImageFamily):
 
     def _shots(self, task: str) -> LabelledImages:
         return self.sets[task].view("train").shots(self.shots)
+
+
+@lru_cache(maxsize=16)
+def _opened(source: str, folder: Path) -> ImageData:
+    """Read a set once for all families of a process."""
+    return digits(size=28) if source == "digits" else image_set(source, size=28)
 
 
 def _vit_training(steps: int, learning_rate: float) -> ImageTraining:

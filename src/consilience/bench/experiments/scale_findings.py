@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from consilience.bench.bootstrap import interval, resampled_means
 from consilience.bench.experiments.grid import Cell, GridResult
 from consilience.core.randomness import stream_key, uniform_bits
-from consilience.errors import DataError
 
 __all__ = ["Finding", "Findings"]
 
@@ -95,21 +94,16 @@ class Findings:
             for (at, method), values in self._references.items()
             if method == "multitask" and at[1:] == (size, base)
         ]
-        counted = [values for values in found if values is not None]
-        if not counted:
-            raise DataError(f"{size}, {base}: no model was trained on all tasks, or none of the tasks counts")
-        return _average(counted)
+        return _average([values for values in found if values is not None])
 
     def mean(self, kind: str, **at: Any) -> Values:
-        """Return the mean over the groups at size=, base=, count=, method= (all of what is not named)."""
+        """Return the mean over the groups at size=, base=, count=, method= (all that is not named); nan without any."""
         positions = {"size": 0, "base": 1, "count": 2, "method": 3}
         chosen = [
             values
             for group, values in self._groups[kind].items()
             if all(group[positions[key]] == wanted for key, wanted in at.items())
         ]
-        if not chosen:
-            raise DataError(f"no cell at {at}")
         return _average(chosen)
 
     def table(self, kind: str) -> list[list[Any]]:
@@ -166,7 +160,8 @@ def _at(cell: Cell) -> At:
 
 
 def _average(values: Sequence[Values]) -> Values:
-    made: Values = np.mean(values, axis=0)
+    """Return the mean; nan where nothing is counted."""
+    made: Values = np.mean(values, axis=0) if values else np.full(1 + _RESAMPLES, np.nan)
     return made
 
 
