@@ -32,6 +32,7 @@ from consilience.merging.adapter_output import (
     factored_names,
     total_error,
 )
+from consilience.merging.allocator import return_large_blocks
 from consilience.merging.card import model_card
 from consilience.merging.device import check_device, torch_threads
 from consilience.merging.global_scope import model_statistics
@@ -74,6 +75,7 @@ def run_plan(
     started, cpu_started = time.monotonic(), time.process_time()
     if any(makes_whole(task) for task in plan.tasks):
         check_device(device)
+        return_large_blocks()
     if finished := _already_there(plan):
         clear_published(plan.out)
         return MergeResult(plan.out, finished, 0.0, 0.0, True, plan.notices, finished.get("truncation_error"))

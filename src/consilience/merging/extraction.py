@@ -212,10 +212,12 @@ def _decompose(change: NDArray[np.float32], device: str) -> tuple[Tensor, Tensor
     """
     import torch
 
+    from consilience.merging.singular import eigen
+
     matrix = torch.from_numpy(change).to(device, torch.float64)
     wide = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    squares, vectors = torch.linalg.eigh(gram)
+    squares, vectors = eigen(gram)
     squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
     values = squares.sqrt()
     inverse = torch.where(values > 1e-7 * values[0], 1 / values, 0)

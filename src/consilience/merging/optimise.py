@@ -162,9 +162,11 @@ class Quadratic:
         """
         import torch
 
+        from consilience.merging.singular import eigen
+
         stacked = self._roots()
         square = self._curvature if stacked is None else stacked @ stacked.T
-        values, vectors = torch.linalg.eigh(square.to(torch.float64))
+        values, vectors = eigen(square.to(torch.float64, copy=True))
         if stacked is not None:  # eigenvectors of R R^T to those of R^T R; what they leave out has no curvature
             held = values > 1e-12 * values.max()
             values, vectors = values[held], stacked.T.to(torch.float64) @ (vectors[:, held] / values[held].sqrt())

@@ -6,9 +6,8 @@ an error of about 1e-8 of the largest at worst (one in float32 has 1e-7), vector
 orthogonal to 1e-3 at worst for values of 1e-6 of the largest, which are the smallest taken. A float64 matrix would lose
 digits and is decomposed as it is.
 
-Where few triplets of many are wanted the eigenvectors are first found in float32 and then corrected to second order
-(Rayleigh and Ritz within the leading space, a Newton step towards the rest): relative error below 1e-6, checked from
-the size of the correction; above that float64 is used throughout.
+On a CPU eigenvectors come from LAPACK's syevr, which finds only those that are wanted and works in place: two float64
+matrices at a time, where PyTorch's divide and conquer holds four.
 
 Directions with singular values of at most 1e-6 of the largest are left out everywhere: they are rounding, and what a
 decomposition returns for them is arbitrary. Matrices that are multiplied by a power of two give the same bits, scaled.
@@ -41,9 +40,8 @@ RANK = 1e-6
 """Singular values up to this share of the largest count as zero."""
 
 _PANEL = 1 << 21  # entries in float64 at a time: 16 MB
-_FEW = 4  # float32 first where at most this part of the eigenvectors is wanted,
-_MANY = 256  # of at least so many,
-_LEAK = 1e-3  # and the correction, whose square is the error, is at most this
+_SMALL = 1024  # rows up to which divide and conquer is quicker and its memory does not matter
+_FEW = 3  # only the wanted eigenvectors are found where they are at most this part of all
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,26 @@ def product(left: Tensor, matrix: Tensor) -> Tensor:
     return out
 
 
-def eigen(square: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of a symmetric matrix, ascending, and the eigenvectors, by columns; overwrites it."""
+def eigen(square: Tensor, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues of a symmetric float64 matrix, ascending, and eigenvectors by columns; overwrites the matrix.
+
+    count: of the largest only (None: of all).
+    """
     unit = _unit(square)
-    values, vectors = torch.linalg.eigh(square.div_(unit))
-    return values * unit, vectors
+    rows = square.shape[0]
+    wanted = rows if count is None else count
+    square.div_(unit)
+    if square.is_cuda or not rows:
+        values, vectors = torch.linalg.eigh(square)
+    else:
+        from scipy.linalg import eigh
+
+        part = (rows - wanted, rows - 1) if wanted <= rows // _FEW else None
+        driver = "evd" if rows <= _SMALL and part is None else "evr"
+        # transposed, the matrix lies as LAPACK wants it and is not copied
+        found = eigh(square.numpy().T, driver=driver, subset_by_index=part, overwrite_a=True, check_finite=False)
+        values, vectors = (torch.from_numpy(array) for array in found)
+    return values[len(values) - wanted :] * unit, vectors[:, len(values) - wanted :]
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,10 +131,10 @@ def leading(matrix: Tensor, count: int, least: float = 0.0) -> Triplets:
         kept = _above(values[:count], values[:1], least)
         return Triplets(left[:, :kept], values[:kept], right[:kept])
     wide = matrix if rows <= columns else matrix.T
-    squares, vectors = _largest(gram(wide), count)
-    values = squares.clamp(min=0).sqrt()
+    squares, vectors = eigen(gram(wide), count)
+    values = squares.clamp(min=0).sqrt().flip(0)
     kept = _above(values, values[:1], least)
-    values, vectors = values[:kept], vectors[:, :kept]
+    values, vectors = values[:kept], vectors[:, count - kept :].flip(1)
     others = product(vectors.T / values[:, None], wide)
     near = vectors.to(matrix.dtype)
     return Triplets(near, values, others) if rows <= columns else Triplets(others.T, values, near.T)
@@ -182,39 +195,3 @@ def _unit(matrix: Tensor) -> float:
     """Return the power of two nearest to the largest entry: dividing by it is exact, and the same for all scales."""
     largest = float(matrix.abs().max())
     return math.ldexp(1.0, math.frexp(largest)[1]) if largest > 0 else 1.0
-
-
-def _largest(square: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues, the largest first, and their eigenvectors; overwrites the matrix."""
-    few = square.shape[0] >= _MANY and count <= square.shape[0] // _FEW
-    # the number of eigenvalues that matter: where they are few, the others drown in float32
-    if few and float(square.diagonal().sum()) ** 2 >= count * float(torch.linalg.vector_norm(square)) ** 2:
-        unit = _unit(square)
-        found = _refined(square.div_(unit), count)
-        if found is not None:
-            return found[0] * unit, found[1]
-        square.mul_(unit)
-    values, vectors = eigen(square)
-    return values[-count:].flip(0), vectors[:, -count:].flip(1)
-
-
-def _refined(square: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
-    """Return leading eigenpairs found in float32 and corrected, or None where the correction is not small.
-
-    Entries are at most 1 in magnitude.
-    """
-    split = square.shape[0] - (count + count // 4 + 8)
-    try:
-        rough, basis = torch.linalg.eigh(square.float())
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return None
-    rest, near = basis[:, :split], basis[:, split:].double()
-    near = near @ (near.T @ near).mul_(-0.5).add_(torch.eye(near.shape[1], device=near.device), alpha=1.5)
-    image = square @ near
-    values, turn = torch.linalg.eigh(near.T @ image)
-    values, turn = values[-count:].flip(0), turn[:, -count:].flip(1)
-    near, image = near @ turn, image @ turn
-    leak = (rest.T @ (image - near * values).float()) / (values.float() - rough[:split, None])
-    if not float(leak.square().sum(0).max()) <= _LEAK**2:
-        return None
-    return values, near + (rest @ leak).double()
