@@ -1,11 +1,13 @@
 """Mixtures of experts: copies of one model give that model back; prompts make the router; wrong files are refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from consilience.bundles.mixture import make_mixture
 from consilience.bundles.mixture_config import load_mixture
@@ -141,4 +143,10 @@ def test_models_that_do_not_fit_are_refused_by_name(tmp_path):
     biased = write_lm(tmp_path / "biased", "llama", attention_bias=True)
     with pytest.raises(RecipeError, match="attention_bias"):
         make_mixture(mixture_file(tmp_path, biased, [biased, biased]), tmp_path / "out")
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    kept = {n: t for n, t in load_file(base / "model.safetensors").items() if "gate_proj" not in n}
+    save_file(kept, bare / "model.safetensors")
+    with pytest.raises(RecipeError, match=r"base_model: .* lacks model.layers.0.mlp.gate_proj.weight"):
+        make_mixture(mixture_file(tmp_path, bare, [bare, bare]), tmp_path / "out")
     assert not (tmp_path / "out").exists()

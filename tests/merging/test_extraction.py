@@ -105,8 +105,8 @@ def test_all_problems_come_together(tmp_path):
     wrong["lm_head.weight"] = wrong["lm_head.weight"][:5]
     write_model(tmp_path / "wrong", wrong)
     with pytest.raises(RequestError) as refused:
-        extract_adapter(tmp_path / "wrong", base, tmp_path / "out", rank=0, max_error=2.0)
-    for words in ("either rank", "rank: 0", "max_error: 2.0", "model.norm.weight", "lm_head.weight"):
+        extract_adapter(tmp_path / "wrong", base, tmp_path / "out", rank=0, max_error=2.0, include="[")
+    for words in ("include: '['", "either rank", "rank: 0", "max_error: 2.0", "model.norm.weight", "lm_head.weight"):
         assert words in str(refused.value)
     with pytest.raises(RequestError, match="nothing to extract"):
         extract_adapter(base, base, tmp_path / "same", rank=2, progress=False)

@@ -101,3 +101,15 @@ def test_one_model_needs_no_name_and_several_keep_theirs(tmp_path: Path) -> None
     assert list(one.models) == [""] and not one.references
     named = open_tasks([f"a={tmp_path}/model"], [f"a={tmp_path}/data"], device="cpu")
     assert named.references == {"a": f"{tmp_path}/model"} and len(named.examples["a"]) == 1
+
+
+def test_wrong_names_kinds_and_folders_come_together(tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as refused:
+        open_tasks(["a=model"], [f"a={tmp_path}/nothere", f"b={tmp_path}"], kinds=("gramm",), device="cpu")
+    for words in (
+        "'gramm' is unknown; did you mean 'gram'",
+        "--data 'b' belongs to no model",
+        "nothere: no such folder",
+    ):
+        assert words in str(refused.value), words
+    assert "no data is known by its files" in str(refused.value)

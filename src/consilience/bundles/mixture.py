@@ -127,6 +127,12 @@ def _open(request: MixtureRequest, out: Path) -> _Opened:
     problems.raise_if_any(RecipeError, "mixture")
     container = next(iter(scheme.containers))
     layers = tuple(f"{container}{index}." for index in range(scheme.count))
+    wanted = [f"{layer}mlp.{projection}.weight" for layer in layers for projection in PROJECTIONS]
+    if absent := [name for name in wanted if name not in base.tensors]:
+        named = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        raise RecipeError(
+            f"mixture: base_model: {base.reference} lacks {named}; its layers are not those of {layout.name}"
+        )
     experts = tuple(models[f"experts[{i}]"] for i in range(len(request.experts)))
     return _Opened(layout, base, experts, models.get("shared_experts[0]"), layers)
 

@@ -45,12 +45,13 @@ def statistics(
     from consilience.tuning import gather_statistics
     from consilience.tuning.opening import open_tasks
 
-    tasks = open_tasks(models, data, examples=examples, max_tokens=max_tokens, device=device, seed=seed)
+    kinds = tuple(kind.split(","))
+    tasks = open_tasks(models, data, kinds=kinds, examples=examples, max_tokens=max_tokens, device=device, seed=seed)
     record = gather_statistics(
         tasks.models,
         tasks.examples,
         out,
-        kinds=tuple(kind.split(",")),
+        kinds=kinds,
         batch=batch,
         draws=draws,
         reduce_non_diagonal_ratio=ratio,

@@ -77,10 +77,13 @@ def _open(reference: str, kind: str, folder: Path) -> Checkpoint:
         for place in (near / reference / f"{kind}.safetensors", near / reference):
             if place.is_file():
                 return open_checkpoint(place)
-    raise ConsilienceError(
-        f"{reference}: no file {kind}.safetensors there (looked in {Path.cwd()} and {folder.resolve()}); "
-        f"`consilience statistics --kind {kind}` writes one"
-    )
+    places = dict.fromkeys((Path.cwd(), folder.resolve()))
+    inside = sorted(path.parent for near in places for path in (near / reference).glob(f"*/{kind}.safetensors"))
+    advice = f"`consilience statistics --kind {kind}` writes one"
+    if inside:
+        advice = "there is one in " + ", ".join(f"{reference}/{path.name}" for path in inside[:5])
+    where = " and ".join(map(str, places))
+    raise ConsilienceError(f"{reference}: no file {kind}.safetensors there (looked in {where}); {advice}")
 
 
 def attach_artefacts(tasks: Sequence[TensorTask], method: Method, held: Held, problems: Problems) -> list[TensorTask]:

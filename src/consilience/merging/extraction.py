@@ -98,6 +98,11 @@ def extract_adapter(
     """
     problems = Problems()
     _check_numbers(rank, max_error, max_rank, embeddings, problems)
+    for key, pattern in {"include": include, "exclude": exclude}.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.add(f"{key}: {pattern!r} is no regular expression: {error}")
     check_device(device)
     first, second = open_checkpoint(base), open_checkpoint(model)
     names = _common(first, second, problems)

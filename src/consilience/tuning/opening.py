@@ -11,6 +11,7 @@ import numpy as np
 
 from consilience.core.randomness import stream_key, uniform_bits
 from consilience.errors import Problems, RequestError
+from consilience.tuning.statistics import kind_problems
 
 if TYPE_CHECKING:
     from consilience.models.model import Predictor
@@ -48,12 +49,20 @@ def open_task(
     if examples < 1:
         raise RequestError(f"examples is {examples}; it has to be 1 or more")
     folder = Path(data)
-    for file, opened in _OPENED.items():
-        if (folder / file).is_file():
-            model, found = opened(reference, folder, max_tokens, device)
-            order = np.argsort(uniform_bits(stream_key(seed, "examples"), 0, len(found)), kind="stable")
-            return model, [found[place] for place in order[:examples].tolist()]
-    raise RequestError(f"{folder}: no data is known by its files; a data folder holds {' or '.join(_OPENED)}")
+    if file := _known_by(folder):
+        model, found = _OPENED[file](reference, folder, max_tokens, device)
+        order = np.argsort(uniform_bits(stream_key(seed, "examples"), 0, len(found)), kind="stable")
+        return model, [found[place] for place in order[:examples].tolist()]
+    raise RequestError(_unknown_data(folder))
+
+
+def _known_by(folder: Path) -> str | None:
+    return next((file for file in _OPENED if (folder / file).is_file()), None)
+
+
+def _unknown_data(folder: Path) -> str:
+    what = "no data is known by its files" if folder.is_dir() else "no such folder"
+    return f"{folder}: {what}; a data folder holds {' or '.join(_OPENED)}"
 
 
 def _retrieval(reference: str | Path, folder: Path, max_tokens: int | None, device: str | None) -> _Opened:
@@ -129,17 +138,20 @@ class Tasks:
     references: Mapping[str, str]
 
 
-def open_tasks(models: Sequence[str], data: Sequence[str], **options: Any) -> Tasks:
+def open_tasks(models: Sequence[str], data: Sequence[str], *, kinds: Sequence[str] = (), **options: Any) -> Tasks:
     """Open what is written as MODEL and FOLDER, or as NAME=MODEL and NAME=FOLDER for several; see `open_task`.
 
-    Raises RequestError listing every model without data and every folder without a model.
+    kinds: of the statistics that are wanted, to be checked with the rest. Raises RequestError listing every model
+    without data, every folder without a model or without data, and every wrong kind.
     """
     problems = Problems()
+    problems.extend(kind_problems(kinds, len(models)) if kinds else ())
     references, folders = _named(models, "model", problems), _named(data, "--data", problems)
     problems.extend(
         f"model {name!r} has no data; add --data {name}=FOLDER" for name in references if name not in folders
     )
     problems.extend(f"--data {name!r} belongs to no model" for name in folders if name not in references)
+    problems.extend(_unknown_data(Path(folder)) for folder in folders.values() if not _known_by(Path(folder)))
     problems.raise_if_any(RequestError, "statistics")
     opened = {name: open_task(reference, folders[name], **options) for name, reference in references.items()}
     return Tasks(

@@ -13,7 +13,7 @@ from consilience.merging.methods.sens import LAYER
 if TYPE_CHECKING:
     from consilience.models.model import Predictor
 
-__all__ = ["KINDS", "gather_statistics"]
+__all__ = ["KINDS", "gather_statistics", "kind_problems"]
 
 KINDS = ("fisher", "gram", "activation", "sensitivity", "logit_distance", "sequential_gram")
 """The kinds of statistics; the last two compare experts, so they need several models."""
@@ -97,6 +97,17 @@ def gather_statistics(
     return run.finished() or run.gather(memory, state_every, budget, progress)
 
 
+def kind_problems(kinds: Sequence[str], models: int) -> list[str]:
+    """Return what is wrong with the kinds asked for, given how many models there are."""
+    found = [] if kinds else [f"no kind is given; known: {', '.join(KINDS)}"]
+    for kind in kinds:
+        if kind not in KINDS:
+            found.append(f"kind {kind!r} is unknown{did_you_mean(kind, KINDS)}")
+        elif kind in _ACROSS and models < 2:
+            found.append(f"kind {kind!r} compares experts; give at least two models by name")
+    return found
+
+
 def _check(
     models: Mapping[str, Predictor],
     examples: Mapping[str, Sequence[Any]],
@@ -107,13 +118,7 @@ def _check(
     ratio: float,
 ) -> None:
     problems = Problems()
-    for kind in kinds:
-        if kind not in KINDS:
-            problems.add(f"kind {kind!r} is unknown{did_you_mean(kind, KINDS)}")
-        elif kind in _ACROSS and len(models) < 2:
-            problems.add(f"kind {kind!r} compares experts; give at least two models by name")
-    if not kinds:
-        problems.add(f"no kind is given; known: {', '.join(KINDS)}")
+    problems.extend(kind_problems(kinds, len(models)))
     if not models:
         problems.add("no model is given")
     if set(models) != set(examples):
