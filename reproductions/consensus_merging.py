@@ -15,7 +15,7 @@ import torch
 
 from consilience.bench.experiments import Options, Scores, State, Workbench, run
 from consilience.bench.experiments.text import SMALL, TextFamily
-from consilience.bundles.mask_creation import create_mask_bundle
+from consilience.bundles.creation import create_bundle
 
 SEEDS = (0, 1, 2)
 TASKS = ("trec6", "banking77", "newsgroups14", "ag_news", "subjectivity", "sst2")
@@ -116,10 +116,10 @@ def main(options: Options) -> None:
     bench = benches[0]
     experts = {task: bench.experts[task] for task in bench.tasks[:PACKED]}
     with tempfile.TemporaryDirectory() as folder:
-        bundle = create_mask_bundle(Path(folder) / "bundle", bench.base, experts)
+        bundle = create_bundle(Path(folder) / "bundle", bench.base, experts, residual="masks")
         own_bytes = sum(value.nbytes for state in experts.values() for value in state.values())
-        size = bundle.sizes["files"] + sum(value.nbytes for value in bench.base.values())
-        restored = {task: bundle.reconstruct(task, bench.base) for task in experts}
+        size = bundle.sizes["files"]  # the base is in it
+        restored = {task: bundle.state(task) for task in experts}
     exact = all(
         torch.equal(value, restored[task][name])
         for task in experts

@@ -35,17 +35,6 @@ def largest_differences(family: Conflicts, routed: RoutedEncoder) -> tuple[float
     return float(apart), float(np.abs(routed.encode(texts, mixed) - alone).max())
 
 
-def only_its_own(family: Conflicts) -> bool:
-    """Whether a batch of one domain gives gradients to its own expert and to no other."""
-    routed = upcycle(family.encoder(), family.domains)
-    for parameter in routed.parameters().values():
-        parameter.requires_grad_(True)
-    texts = [text for pair in family.sample("what", "dev").positive[:3] for text in pair]
-    routed.forward(routed.encoder.tokenise(texts), ["what"] * len(texts)).square().sum().backward()
-    moved = {name for name, own in routed.experts.items() if any(value.grad is not None for value in own.values())}
-    return moved == {"what"}
-
-
 def main(options: Options) -> None:
     report = options.report("moe-embeddings", "Mixture-of-experts embeddings", source="Hallee et al. 2024")
     family = Conflicts(**options.pick({}, {"pairs": 4, "tested": 6}), cache=options.cache)
@@ -87,7 +76,8 @@ def main(options: Options) -> None:
     report.claim(
         "a mixed batch gives each row its own expert's vector", differences[1] <= EQUAL, f"{differences[1]:.1e}"
     )
-    report.claim("a batch of one domain moves no other expert", only_its_own(family), "gradients")
+    moved = family.moved_by("what")
+    report.claim("a batch of one domain moves no other expert", moved == ["what"], f"gradients of {moved}")
     dense, mixture_scores = found["dense, all domains"], found["mixture"]
     text = "the mixture is above the dense encoder of all domains by a point"
     report.difference(text, mixture_scores, dense, margin=GAIN)

@@ -19,11 +19,13 @@ MODULES = [
 def test_public_names_are_pinned():
     assert consilience.__all__ == [
         "__version__",
+        "Bundle",
         "ConsilienceError",
         "Plan",
         "Recipe",
         "RetrievalData",
         "Suite",
+        "create_bundle",
         "evaluate",
         "extract_adapter",
         "gather_statistics",
@@ -33,6 +35,7 @@ def test_public_names_are_pinned():
         "merge_state_dicts",
         "methods",
         "open_checkpoint",
+        "search_pareto",
         "train_encoder",
     ]
     for name in consilience.__all__:

@@ -23,6 +23,9 @@ _PUBLIC = {
     "gather_statistics": "consilience.tuning",
     "extract_adapter": "consilience.merging.extraction",
     "make_mixture": "consilience.bundles.mixture",
+    "Bundle": "consilience.bundles.bundle",
+    "create_bundle": "consilience.bundles.creation",
+    "search_pareto": "consilience.tuning.pareto",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -11,13 +11,16 @@ import consilience
 from consilience.cli.app import app, run
 
 VERBS = [command.name for command in app.registered_commands]
+GROUPS = [group.typer_instance.info.name for group in app.registered_groups]
 
 
 def test_the_verbs_are_pinned(capsys):
-    assert VERBS == ["merge", "plan", "inspect", "moe", "extract", "train", "statistics", "eval", "demo", "methods"]
+    first, last = ["merge", "plan", "inspect", "moe", "extract", "train"], ["eval", "demo", "methods"]
+    assert [*first, "statistics", "pareto", *last] == VERBS
+    assert GROUPS == ["bundle"]
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {verb} " in shown for verb in VERBS)
+    assert all(f"\n  {verb} " in shown for verb in (*VERBS, *GROUPS))
     assert "Exit codes: 0 done, 1 the work failed, 2 the request was wrong." in shown
 
 

@@ -2,7 +2,9 @@
 
 import json
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from consilience.cli.app import run
 from consilience.models import load_encoder
@@ -51,6 +53,22 @@ def test_train(capsys, expert):
     assert run([*command, "--learning-rate", "0.01", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == record
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {p.name for p in expert.iterdir()}
+
+
+def test_train_on_several_datasets(capsys, folder, tmp_path):
+    rows = [(f"w{i} w{i + 1}", f"w{i} w{i + 2}", float(i % 3), "train" if i < 12 else "dev") for i in range(20)]
+    columns = dict(zip(("sentence1", "sentence2", "score", "split"), map(list, zip(*rows, strict=True)), strict=True))
+    (tmp_path / "pairs").mkdir()
+    parquet.write_table(pa.table(columns), tmp_path / "pairs" / "data.parquet")
+    data = ["--data", "suite/red", "--data", str(tmp_path / "pairs"), "--negatives", "1"]
+    command = ["train", "--base", "base", *data, *SHORT, "--out", str(tmp_path / "joint")]
+    assert run(command) == 0
+    shown = capsys.readouterr().out
+    assert "dev nDCG@10, red" in shown and "dev Spearman, pairs" in shown
+    record = json.loads((tmp_path / "joint/expert.json").read_text())
+    assert record["settings"]["joint"]["negatives"] == 1
+    assert run([*command, "--objective", "infonse"]) == 2
+    assert "did you mean 'infonce'" in capsys.readouterr().err
 
 
 def test_train_without_a_dev_split(capsys, tmp_path):

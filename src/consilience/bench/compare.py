@@ -259,11 +259,13 @@ def _measure(
 ) -> _Measured:
     encoder: Encoder = _load(task.model, suite, device) if isinstance(task.model, Checkpoint) else task.model
     embedder = Embedder(encoder, cache, progress=progress)
+    stores = getattr(encoder, "documents", None)  # where queries and documents have encoders of their own
+    stored = embedder if stores is None else Embedder(stores, cache, progress=progress)
     query_prompt, document_prompt = (role_prompt(encoder, role, suite.prompts) for role in ("query", "document"))
     depth = max(metric.cutoff for metric in suite.metrics)
 
     def one(drawn: EvaluationSet) -> dict[Metric, NDArray[np.float64]]:
-        documents = embedder.vectors(drawn.documents, document_prompt)
+        documents = stored.vectors(drawn.documents, document_prompt)
         queries = embedder.vectors(drawn.queries, query_prompt)
         return measure(suite.metrics, search(queries, documents, depth, similarity=suite.similarity), drawn.qrels)
 

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 import consilience
-from consilience.cli import demo, evaluate, extract, inspect, merge, methods, moe, plan, statistics, train
+from consilience.cli import (
+    bundle,
+    demo,
+    evaluate,
+    extract,
+    inspect,
+    merge,
+    methods,
+    moe,
+    pareto,
+    plan,
+    statistics,
+    train,
+)
 from consilience.errors import ConsilienceError
 
 __all__ = ["app", "run"]
@@ -30,9 +43,11 @@ app.command("merge")(merge.merge)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("moe")(moe.moe)
+app.add_typer(bundle.app)
 app.command("extract")(extract.extract)
 app.command("train")(train.train)
 app.command("statistics")(statistics.statistics)
+app.command("pareto")(pareto.pareto)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("methods")(methods.methods)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,10 @@ from consilience.cli.output import show_json, show_table
 
 def train(
     base: Annotated[str, typer.Option(help="Encoder to start from: a folder, package:..., org/name, base+adapter.")],
-    data: Annotated[Path, typer.Option(help="Dataset folder: corpus, queries and qrels as parquet.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Dataset folder: corpus, queries and qrels, or scored pairs, as parquet (repeatable)."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the expert to.")],
     method: Annotated[str, typer.Option(help="lora (a PEFT adapter) or full (a whole model).")] = "lora",
     rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
@@ -39,6 +42,15 @@ def train(
         list[Path] | None, typer.Option(help="Datasets whose dev and test queries must not be trained on (repeatable).")
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the data, for the record.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Of several datasets: codiemb (each task its own loss; the default) or infonce.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of several datasets: dynamic (the default), single or mixed.")
+    ] = None,
+    positives: Annotated[int | None, typer.Option(help="Of several datasets: positives per query.")] = None,
+    negatives: Annotated[int | None, typer.Option(help="Of several datasets: hard negatives per query.")] = None,
+    similarity_batch: Annotated[int | None, typer.Option(help="Scored pairs per step (default: --batch).")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on a CPU.")] = None,
     budget: Annotated[float | None, typer.Option(help="Stop after this many seconds; run again to resume.")] = None,
@@ -46,12 +58,21 @@ def train(
 ) -> None:
     """Fine-tune an encoder on a dataset's train split. The same command resumes after an interruption."""
     from consilience.core.jobs import Budget
-    from consilience.training import train_encoder
+    from consilience.training import Joint, train_encoder
 
+    asked: dict[str, Any] = {
+        "objective": objective,
+        "sampler": sampler,
+        "positives": positives,
+        "negatives": negatives,
+        "similarity_batch": similarity_batch,
+    }
+    chosen = {name: value for name, value in asked.items() if value is not None}
     record = train_encoder(
         base,
-        data,
+        data[0] if len(data) == 1 else data,
         out,
+        joint=Joint(**chosen) if chosen else None,
         method=method,
         rank=rank,
         alpha=alpha,
@@ -80,12 +101,15 @@ def train(
         show_json(record)
         return
     dev = record["dev"]
-    measured = "not measured: the dataset has no dev split"
-    if dev["expert"] is not None:
-        measured = f"{dev['base']:.1f} (base) -> {dev['expert']:.1f} (expert)"
-    rows = [
-        ("steps", f"{steps} of {batch} pairs"),
-        ("dev nDCG@10", measured),
-        ("record", out / "expert.json"),
-    ]
+    measured = [("dev nDCG@10", "not measured: the dataset has no dev split")]
+    if isinstance(dev["expert"], dict):
+        names = {name: f"dev {metric.removesuffix(' x 100')}, {name}" for name, metric in dev["metric"].items()}
+        measured = [(names[name], _change(dev["base"][name], dev["expert"][name])) for name in names]
+    elif dev["expert"] is not None:
+        measured = [("dev nDCG@10", _change(dev["base"], dev["expert"]))]
+    rows = [("steps", f"{steps} of {batch} pairs"), *measured, ("record", out / "expert.json")]
     show_table(str(out), ("", ""), rows)
+
+
+def _change(base: float, expert: float) -> str:
+    return f"{base:.1f} (base) -> {expert:.1f} (expert)"

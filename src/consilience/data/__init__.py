@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from consilience.data.graded import GradedData, GradedPairs
 from consilience.data.labelled import LabelledData, LabelledTexts
 from consilience.data.language import LanguageData
 from consilience.data.metrics import Metric, measure, ndcg_at, rank
@@ -14,6 +15,8 @@ from consilience.data.suite import Suite
 __all__ = [
     "Documents",
     "EvaluationSet",
+    "GradedData",
+    "GradedPairs",
     "LabelledData",
     "LabelledTexts",
     "LanguageData",

@@ -1,4 +1,4 @@
-"""Retrieval metrics per query: stable ranking in NumPy, the numbers from ir-measures."""
+"""Retrieval metrics per query (stable ranking in NumPy, the numbers from ir-measures), and rank correlation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from consilience.errors import DataError, MissingExtraError, WorkError, did_you_mean
 
-__all__ = ["Metric", "measure", "ndcg_at", "rank"]
+__all__ = ["Metric", "measure", "ndcg_at", "rank", "spearman"]
 
 _NAMES = {
     "ndcg": "nDCG",
@@ -125,3 +125,26 @@ def ndcg_at(scores: NDArray[np.floating], qrels: Sequence[Mapping[int, float]], 
     """
     metric = Metric("nDCG", k)
     return measure([metric], rank(scores, k), qrels)[metric]
+
+
+def spearman(predicted: ArrayLike, scores: ArrayLike) -> float:
+    """Return Spearman's rank correlation of predicted similarities and gold scores, from -1 to 1.
+
+    >>> spearman([0.1, 0.4, 0.3], [0, 5, 2])
+    1.0
+
+    Equal values share their mean rank. 0 where all predictions are equal: they order nothing. Raises DataError for
+    fewer than two pairs, for scores that are all equal, and for values that are not finite.
+    """
+    try:
+        from scipy.stats import spearmanr
+    except ImportError:
+        raise MissingExtraError("scipy", "torch") from None
+    left, right = (np.asarray(values, np.float64).reshape(-1) for values in (predicted, scores))
+    if len(left) != len(right) or len(left) < 2:
+        raise DataError(f"{len(left)} predictions for {len(right)} scores; a correlation takes as many, at least two")
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        raise DataError("a rank correlation of values with NaN or infinity among them; check the model's vectors")
+    if (right == right[0]).all():
+        raise DataError(f"all {len(right)} scores are {right[0]:g}; nothing can correlate with them")
+    return 0.0 if (left == left[0]).all() else float(spearmanr(left, right).statistic)

@@ -14,6 +14,7 @@ from consilience.checkpoints.sources import Source, Stored
 from consilience.errors import Problems, RecipeError
 from consilience.merging.artefacts import attach_artefacts
 from consilience.merging.binding import bind_parameters, check_method
+from consilience.merging.coefficients import attach_coefficients, check_coefficients, parse_coefficients
 from consilience.merging.device import check_device
 from consilience.merging.global_scope import model_statistics
 from consilience.merging.method import Method, find_method
@@ -103,6 +104,7 @@ def merge_state_dicts(
     aux: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "cpu",
     facts: dict[str, dict[str, Any]] | None = None,
+    coefficients: Sequence[Mapping[str, Any]] | None = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Merge state dicts (name to array) and return the merged one.
@@ -116,7 +118,8 @@ def merge_state_dicts(
     sequence; `lambda` is passed as **{"lambda": ...} or lambda_=.... A sequence of experts is named "0", "1", ....
     `masks[expert][tensor]` replaces the random draws of methods that drop entries. `aux` are the artefacts a method
     needs: aux[kind][expert][tensor] or, where all experts share one, aux[kind][tensor]. `device` is where matrix
-    methods compute. `facts` is filled with what the method tells of single tensors (an objective, say).
+    methods compute. `facts` is filled with what the method tells of single tensors (an objective, say). `coefficients`
+    are entries as in a recipe, {"tensors": "*", "a": 0.5}: they take the place of weight and lambda.
 
     Raises RecipeError listing all problems: unknown method or parameter, names or shapes that differ.
     """
@@ -126,6 +129,8 @@ def merge_state_dicts(
     problems = Problems()
     problems.extend(check_method(declared, len(order), has_base=base is not None))
     bound = bind_parameters(declared, parameters, order, tuple(named), problems)
+    entries = parse_coefficients(coefficients, order, problems)
+    problems.extend(check_coefficients(entries, declared, list(parameters)))
     reference = base if base is not None else next(iter(named.values()), {})
     for name in order:
         missing, extra = sorted(set(reference) - set(named[name])), sorted(set(named[name]) - set(reference))
@@ -140,6 +145,7 @@ def merge_state_dicts(
     ]
     given = {kind: _artefacts(declared, kind, held, order) for kind, held in (aux or {}).items()}
     tasks = attach_artefacts(tasks, declared, given, problems)
+    tasks = attach_coefficients(tasks, entries, problems)
     problems.raise_if_any(RecipeError, method)
     if any(makes_whole(task) for task in tasks):
         check_device(device)

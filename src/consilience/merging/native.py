@@ -9,6 +9,7 @@ from typing import Any
 from consilience.checkpoints.dtypes import DTYPES, dtype_from_name
 from consilience.errors import Problems, RecipeError, did_you_mean
 from consilience.merging.chat_templates import template_problem
+from consilience.merging.coefficients import parse_coefficients
 from consilience.merging.method import find_method, method_names
 from consilience.merging.opening import open_models
 from consilience.merging.parameters import Filters, Form, Gradient, Level, ParameterTable
@@ -25,6 +26,7 @@ KEYS = (
     "base",
     "experts",
     "parameters",
+    "coefficients",
     "tensors",
     "aux",
     "seed",
@@ -76,6 +78,7 @@ def parse_native(content: Mapping[str, Any], *, origin: str, folder: Path, text:
         experts=tuple(experts),
         base="base" if base else None,
         parameters=ParameterTable(tuple(levels)),
+        coefficients=parse_coefficients(content.get("coefficients"), tuple(experts), problems),
         merge=_patterns(tensors, "merge", problems),
         copy=_patterns(tensors, "copy", problems),
         out_dtype=_dtype(content.get("dtype"), problems),

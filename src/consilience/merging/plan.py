@@ -22,6 +22,7 @@ from consilience.merging.adapter_output import adapter_tensors
 from consilience.merging.artefacts import attach_artefacts, check_artefacts, open_artefacts
 from consilience.merging.binding import check_method, unknown_parameters
 from consilience.merging.building import TaskBuilder
+from consilience.merging.coefficients import attach_coefficients, check_coefficients
 from consilience.merging.filters import unmatched_filters
 from consilience.merging.layout import lay_out, roles
 from consilience.merging.method import find_method
@@ -90,6 +91,7 @@ class Plan:
                 "dtype": t.dtype,
                 "action": "copy" if t.copy is not None else t.method,
                 "parameters": dict(t.parameters),
+                **(_coefficients(t) if t.coefficients else {}),
                 "reads": [
                     {"file": str(s.path), "offset": s.offset, "bytes": s.nbytes}
                     for source in t.sources
@@ -98,6 +100,14 @@ class Plan:
             }
             for t in self.tasks
         ]
+
+
+def _coefficients(task: TensorTask) -> dict[str, Any]:
+    assert task.coefficients is not None
+    found: dict[str, Any] = {"coefficients": dict(zip(task.expert_names, task.coefficients.values, strict=True))}
+    if task.coefficients.groups is not None:
+        found["partition"] = {"groups": task.coefficients.groups, "seed": task.coefficients.seed}
+    return found
 
 
 def _model(model: Checkpoint) -> dict[str, Any]:
@@ -143,6 +153,7 @@ def _make(
         problems.extend(check_method(method, len(experts), has_base=base is not None))
     problems.extend(unknown_parameters(method, sorted(request.parameters.names())))
     problems.extend(check_artefacts(method, request.aux, request.experts))
+    problems.extend(check_coefficients(request.coefficients, method, sorted(request.parameters.names())))
     artefacts = open_artefacts(request, method, problems)
     problems.extend(own_inputs(out, models) if out is not None else ())
     notices = list(request.warnings)
@@ -161,6 +172,7 @@ def _make(
     problems.raise_if_any(RecipeError, request.origin)
     held = {kind: [opened.tensors for opened in found] for kind, found in artefacts.items()}
     tasks = tuple(attach_artefacts(tasks, method, held, problems))
+    tasks = tuple(attach_coefficients(tasks, request.coefficients, problems, notices.append))
     problems.raise_if_any(RecipeError, request.origin)
     config = output_config(donor, models, tasks, layers, vocabulary.config, notices)
     try:
@@ -246,7 +258,10 @@ def _identity(
             "models": {name: model.fingerprint for name, model in models.items()},
             **({"aux": {k: [c.fingerprint for c in found] for k, found in artefacts.items()}} if artefacts else {}),
             "tasks": [
-                [t.name, t.shape, t.dtype, t.method, dict(t.parameters), t.expert_names, t.seed, str(t.sources)]
+                [
+                    *(t.name, t.shape, t.dtype, t.method, dict(t.parameters), t.expert_names, t.seed, str(t.sources)),
+                    *([str(t.coefficients)] if t.coefficients else ()),
+                ]
                 if t.copy is None
                 else [t.name, t.shape, t.dtype, str(t.copy)]
                 for t in tasks

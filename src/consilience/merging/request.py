@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from consilience.merging.coefficients import CoefficientEntry
 from consilience.merging.parameters import ParameterTable
 
 __all__ = ["AdapterOutput", "MergeRequest", "Slice", "SliceSource", "TokenRule", "TokenizerRule"]
@@ -70,7 +71,8 @@ class MergeRequest:
     models. `required` names parameters that must be given although the method has a default (mergekit's `weight`).
     `aux` are places of artefacts by kind and expert ("" where all experts share one).
     `renames` say, by model, which beginnings of tensor names stand for which others (a language model inside a larger
-    one). `warnings` are to be shown to the user.
+    one). `coefficients` are entries tried in order, see merging/coefficients.py. `warnings` are to be shown to the
+    user.
     """
 
     method: str
@@ -78,6 +80,7 @@ class MergeRequest:
     experts: tuple[str, ...]
     base: str | None = None
     parameters: ParameterTable = field(default_factory=ParameterTable)
+    coefficients: tuple[CoefficientEntry, ...] = ()
     required: tuple[str, ...] = ()
     merge: tuple[str, ...] = ()
     copy: tuple[str, ...] = ()

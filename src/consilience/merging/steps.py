@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from consilience.merging.kernels import BLOCK, kernels
 
 if TYPE_CHECKING:
+    from consilience.merging.coefficients import Coefficients
     from consilience.merging.whole import Whole
 
 __all__ = ["Chunk", "Selects", "Skippable", "Statistics", "Steps", "Survey", "WholeSurvey", "blocks_of", "every_tensor"]
@@ -132,7 +133,8 @@ class Steps:
     `whole` makes a tensor at once: it is given all of it (PyTorch, on the CPU or a GPU) and returns the merged values
     in the tensor's shape. It makes those that it `selects`; `apply` makes the others. Surveys look at the tensors
     that are `surveyed`. `tolerance`: how far another number of threads or another device may take what `whole` makes,
-    as a share of the largest change of a tensor.
+    as a share of the largest change of a tensor. `linear` gives the same steps with coefficients of tensors, pieces or
+    groups in place of the method's own; methods that do not add up task vectors have none.
     """
 
     apply: Apply
@@ -146,6 +148,7 @@ class Steps:
     selects: Selects = every_tensor
     surveyed: Selects = every_tensor
     tolerance: float = 1e-4
+    linear: Callable[[Coefficients], Steps] | None = None
 
     def makes_whole(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether `whole` makes this tensor."""

@@ -15,6 +15,7 @@ from consilience.checkpoints.dtypes import DTYPES, decode, encode, working_dtype
 from consilience.checkpoints.sources import Source, Stored
 from consilience.core.randomness import stream_key
 from consilience.errors import NonFiniteError, WorkError
+from consilience.merging.coefficients import Coefficients
 from consilience.merging.kernels import BLOCK, kernels
 from consilience.merging.loading import BUFFERS, Loader
 from consilience.merging.method import find_method
@@ -46,6 +47,7 @@ class TensorTask:
     `experts` are in the canonical order (by name), as are per-expert values in `parameters`. `copy` is the source of
     a tensor that is copied, not merged. `masks` replaces random draws (tests of published results). `aux` are the
     artefacts the method needs, by kind: one source per expert, or a single one; None where this tensor has none.
+    `coefficients` take the place of the method's own.
     """
 
     name: str
@@ -61,6 +63,7 @@ class TensorTask:
     copy: Source | None = None
     masks: NDArray[np.bool_] | None = None
     aux: Mapping[str, tuple[Source | None, ...]] = field(default_factory=dict)
+    coefficients: Coefficients | None = None
 
     @property
     def numel(self) -> int:
@@ -91,7 +94,11 @@ class TensorTask:
 
     def steps(self) -> Steps:
         """Bind the method to this tensor's parameters."""
-        return find_method(self.method).build(self.parameters)
+        steps = find_method(self.method).build(self.parameters)
+        if self.coefficients is None:
+            return steps
+        assert steps.linear is not None, "the plan gives coefficients only to methods that use them"
+        return steps.linear(self.coefficients)
 
     def keys(self) -> tuple[int, ...]:
         """The experts' random streams for this tensor."""

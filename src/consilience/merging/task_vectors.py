@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
+from consilience.merging.coefficients import Coefficients
 from consilience.merging.kernels import kernels
 from consilience.merging.sparsify import Sparsifier, apply_all
-from consilience.merging.steps import Chunk, Statistics, Steps
+from consilience.merging.steps import Chunk, Statistics, Steps, Survey
 
-__all__ = ["MergeFunction", "task_vector_steps"]
+__all__ = ["Elected", "MergeFunction", "task_vector_steps"]
 
 MergeFunction = Literal["sum", "mean", "max"]
 _MODES = {"sum": 0, "mean": 1, "max": 2}
@@ -59,7 +62,55 @@ def task_vector_steps(
         return chunk.out
 
     whole_rows = any(sparsifier.whole_rows for sparsifier in chain)
-    return Steps(apply, tuple(surveys), scope, whole_rows=whole_rows, shared=shared, deltas=True)
+    steps = Steps(apply, tuple(surveys), scope, whole_rows=whole_rows, shared=shared, deltas=True)
+
+    def linear(coefficients: Coefficients) -> Steps:
+        def combine(chunk: Chunk, known: Statistics) -> NDArray[Any]:
+            apply_all(chain, chunk, known)
+            return _combined(chunk, coefficients)
+
+        return replace(steps, apply=combine)
+
+    return steps if merge_function is not None else replace(steps, linear=linear)
+
+
+def _combined(chunk: Chunk, coefficients: Coefficients) -> NDArray[Any]:
+    """Return the base plus the task vectors, every element times its coefficient; experts are added in order."""
+    deltas, plain = chunk.deltas, coefficients.plain
+    if plain is not None:
+        kernels().weighted_sum(deltas, chunk.numbers(plain), chunk.out)
+    else:
+        size = math.prod(chunk.shape)
+        chunk.out[:] = 0
+        for expert, row in enumerate(deltas):
+            row *= coefficients.of(expert, chunk.start, chunk.stop, chunk.tensor, size, row.dtype)
+            chunk.out += row
+    kernels().add_base(chunk.out, chunk.base, 1.0)
+    return chunk.out
+
+
+class Elected:
+    """A sparsifier that drops the entries whose sign is not the elected one: that of the sum of all experts' entries.
+
+    Where the sum is zero, the sign that most positions elect counts.
+    """
+
+    whole_rows = False
+
+    def __init__(self, experts: int) -> None:
+        self.votes = (1.0,) * experts
+
+    def surveys(self, before: Sequence[Sparsifier]) -> tuple[Survey, ...]:
+        """One pass, for the sign that most positions elect."""
+        return (_MajoritySurvey(self.votes, tuple(before)),)
+
+    def apply(self, chunk: Chunk, known: Statistics) -> None:
+        """Zero what disagrees."""
+        deltas = chunk.deltas
+        kernels().weighted_sum(deltas, chunk.numbers(self.votes), chunk.out)
+        positive = (chunk.out > 0) | ((chunk.out == 0) & (known["zero_sign"] > 0))
+        for row in deltas:
+            np.copyto(row, 0, where=np.where(positive, row < 0, row > 0))
 
 
 class _MajoritySurvey:

@@ -184,6 +184,11 @@ class DenseEncoder:
         substituted: Tensor = torch.func.functional_call(self.stack, self._own(parameters), (inputs, tokens.prompt))
         return substituted
 
+    def forward_with_middle(self, tokens: Tokens, *, rows: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
+        """Return `forward` of one padded batch, and the pooled states of the encoder's middle layer (rows, width)."""
+        inputs = self._inputs(tokens, np.arange(len(tokens)) if rows is None else rows)
+        return self.stack.with_middle(inputs, tokens.prompt)
+
     def _own(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         back = {tensor: name for name, tensor in self.names.items()}
         own = dict(self.stack.named_parameters())

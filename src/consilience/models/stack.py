@@ -40,9 +40,23 @@ class EncoderStack(nn.Module):
     def forward(self, inputs: dict[str, Tensor], prompt: int = 0) -> Tensor:
         """Return (texts, dimension) vectors of a padded batch; `prompt` leading tokens stay out of pooling if asked."""
         tokens: Tensor = self.transformer(**inputs).last_hidden_state
-        mask = inputs["attention_mask"]
+        return self._finished(self._pooled(tokens, inputs["attention_mask"], prompt))
+
+    def with_middle(self, inputs: dict[str, Tensor], prompt: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the vectors, and the pooled states of the middle layer (texts, width), without the modules after it.
+
+        Of the states that transformers gives (the embeddings, then each layer's output) it is the one at half the list.
+        """
+        found = self.transformer(**inputs, output_hidden_states=True)
+        mask, states = inputs["attention_mask"], found.hidden_states
+        middle = self._pooled(states[len(states) // 2], mask, prompt)
+        return self._finished(self._pooled(found.last_hidden_state, mask, prompt)), middle
+
+    def _pooled(self, tokens: Tensor, mask: Tensor, prompt: int) -> Tensor:
         counted = mask if self.include_prompt or not prompt else without_prompt(mask, prompt)
-        vectors = pool(tokens, counted, self.modes, positions=mask.cumsum(dim=1))
+        return pool(tokens, counted, self.modes, positions=mask.cumsum(dim=1))
+
+    def _finished(self, vectors: Tensor) -> Tensor:
         for module in self.after:
             vectors = module(vectors)
         return vectors

@@ -1,38 +1,31 @@
-"""Make an expert: fine-tune a dense text encoder on a retrieval dataset, with a record of how it was made."""
+"""Make an expert: fine-tune a dense text encoder on one or several datasets, with a record of how it was made."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from consilience.core.jobs import Budget, Job
-from consilience.core.progress import Progress
-from consilience.core.records import read_record, write_record
-from consilience.data import EvaluationSet, RetrievalData, evaluation_set
-from consilience.training.run import finished_record, torch_threads, weight_checksums
-from consilience.training.settings import LEARNING_RATES, Settings
-
-if TYPE_CHECKING:
-    from consilience.models.encoder import DenseEncoder
-    from consilience.training.artefact import Trainee
-    from consilience.training.fitting import TrainingState
+from consilience.core.jobs import Budget
+from consilience.data import RetrievalData
+from consilience.data.graded import GradedData
+from consilience.errors import RequestError
+from consilience.training.encoder_run import EncoderRun
+from consilience.training.encoder_task import EncoderTask, RetrievalTask
+from consilience.training.joint_task import JointTask
+from consilience.training.settings import LEARNING_RATES, Joint, Settings
 
 __all__ = ["train_encoder"]
 
-_RECORD = "expert.json"
-_VERSION = 1
+Dataset = str | Path | RetrievalData | GradedData
 
 
 def train_encoder(
     base: str | Path,
-    data: str | Path | RetrievalData,
+    data: Dataset | Sequence[Dataset],
     out: str | Path,
     *,
+    joint: Joint | None = None,
     method: str = "lora",
     rank: int = 16,
     alpha: float = 32.0,
@@ -52,7 +45,7 @@ def train_encoder(
     checkpoints: Sequence[int] = (),
     dev_queries: int = 150,
     dev_documents: int = 600,
-    against: Sequence[str | Path | RetrievalData] = (),
+    against: Sequence[Dataset] = (),
     licence: str | None = None,
     state_every: int = 20,
     device: str | None = None,
@@ -83,9 +76,15 @@ def train_encoder(
     gradient's norm clipped at `clip`; the learning rate rises over the first `warmup` share of the steps, then falls
     to zero (schedule "linear") or stays ("constant").
 
-    base: any encoder reference. data: a folder in the layout of `RetrievalData`; queries identical to dev or test
-    queries of it or of the datasets `against`, and reserved queries, are dropped and counted. licence: of the data, for
-    the record. method: "lora" writes a PEFT adapter (`rank`, `alpha`; `targets`: endings
+    data may be several datasets, of retrieval and of pairs with a graded similarity, that are learned together: then
+    `joint` says how, by default as CoDiEmb does (each step one dataset, with the loss of its task's metric; `batch` is
+    that of retrieval, `scale` has no part in it), and the record has dev measures by dataset: nDCG@10, or Spearman's
+    correlation x 100 on at most `dev_documents` pairs. Graded pairs are kept apart from the dev and test pairs and
+    queries of all datasets, queries from the dev and test queries of retrieval datasets.
+
+    base: any encoder reference. data: a folder in the layout of `RetrievalData` or of `GradedData`; queries identical
+    to dev or test queries of it or of the datasets `against`, and reserved queries, are dropped and counted. licence:
+    of the data, for the record. method: "lora" writes a PEFT adapter (`rank`, `alpha`; `targets`: endings
     of linear layers, all inside layers by default), "full" a sentence-transformers folder. learning_rate: 5e-4 for
     lora, 2e-5 for full by default. dropout: the base model's own rates while training. max_tokens: longest input while
     training and measuring. dtype: of the written weights; bfloat16 for an adapter, the base's own for a folder.
@@ -120,10 +119,9 @@ def train_encoder(
         dev_documents=dev_documents,
     )
     settings.check()
-    run = _Run(
+    run = EncoderRun(
         base=str(base),
-        data=_opened(data),
-        against=[_opened(other) for other in against],
+        task=_task(data, against, joint),
         out=Path(out),
         settings=settings,
         licence=licence,
@@ -135,156 +133,19 @@ def train_encoder(
     return run.train(state_every=max(1, state_every), threads=threads, budget=budget, shown=progress)
 
 
-def _opened(data: str | Path | RetrievalData) -> RetrievalData:
-    return data if isinstance(data, RetrievalData) else RetrievalData.open(data)
+def _task(data: Dataset | Sequence[Dataset], against: Sequence[Dataset], joint: Joint | None) -> EncoderTask:
+    given = [data] if isinstance(data, Dataset) else list(data)
+    if not given:
+        raise RequestError("no dataset was given to train on")
+    datasets, others = [_opened(one) for one in given], [_opened(other) for other in against]
+    first = datasets[0]
+    if joint is None and len(datasets) == 1 and isinstance(first, RetrievalData):
+        return RetrievalTask(first, [other for other in others if isinstance(other, RetrievalData)])
+    return JointTask(datasets, others, joint or Joint())
 
 
-class _Run:
-    """One training run: the request, and the way from base to published expert."""
-
-    def __init__(
-        self,
-        *,
-        base: str,
-        data: RetrievalData,
-        against: Sequence[RetrievalData],
-        out: Path,
-        settings: Settings,
-        licence: str | None,
-        device: str | None,
-    ) -> None:
-        from consilience.models import load_encoder
-
-        self.base, self.data, self.out, self.settings = base, data, out, settings
-        self.pairs = data.training_pairs(against=against)
-        self.licence = licence
-        self.encoder: DenseEncoder = load_encoder(base, device=device, max_tokens=settings.max_tokens)
-        self.base_files = weight_checksums(self.encoder.checkpoint)
-        self.request = {
-            "base": base,
-            "base_files": self.base_files,
-            "data": str(data.folder or data.name),
-            "pairs": self.pairs.content_hash,
-            "licence": licence,
-            "settings": asdict(settings),
-        }
-
-    def finished(self) -> dict[str, Any] | None:
-        """Return the record of a finished run of the same request."""
-        return finished_record(self.out, self.request, _RECORD, _VERSION)
-
-    def train(
-        self, *, state_every: int, threads: int | None, budget: Budget | None, shown: bool | None
-    ) -> dict[str, Any]:
-        """Measure the base, train, write checkpoints and the expert, publish."""
-        from consilience.training.batches import Batches
-        from consilience.training.dev import mean_ndcg
-        from consilience.training.loop import train
-
-        settings, encoder = self.settings, self.encoder
-        batches = Batches(self.pairs, size=settings.batch, seed=settings.seed)
-        with (
-            torch_threads(threads),
-            Job(self.out, kind="train", request=self.request, budget=budget) as job,
-            Progress(settings.steps, "steps", f"training {self.out.name}", enabled=shown) as progress,
-        ):
-            sample = self._sample()
-            if "base" not in job.done:
-                job.record("base", dev=None if sample is None else mean_ndcg(encoder, sample))
-            trainee = self._trainee()
-
-            def after_step(state: TrainingState) -> None:
-                if state.step in settings.checkpoints:
-                    self._checkpoint(job, trainee, sample, state)
-
-            state = train(
-                encoder,
-                trainee.parameters,
-                batches,
-                settings,
-                state_file=job.partial / "state.safetensors",
-                state_every=state_every,
-                after_step=after_step,
-                check=job.check,
-                progress=progress,
-            )
-            self._finish(job, trainee, sample, state)
-        return read_record(self.out / _RECORD, "expert", _VERSION)
-
-    def _sample(self) -> EvaluationSet | None:
-        if "dev" not in self.data.splits or not self.settings.dev_queries:
-            return None
-        queries, documents = self.settings.dev_queries, self.settings.dev_documents
-        return evaluation_set(self.data, "dev", queries=queries, documents=documents or None)
-
-    def _trainee(self) -> Trainee:
-        from consilience.training.artefact import FullWeights, LoraAdapter
-
-        settings = self.settings
-        if settings.method == "full":
-            return FullWeights(self.encoder, dtype=settings.dtype)
-        return LoraAdapter(
-            self.encoder,
-            self.base,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
-            dtype=str(settings.dtype),
-        )
-
-    def _checkpoint(self, job: Job, trainee: Trainee, sample: EvaluationSet | None, state: TrainingState) -> None:
-        key = f"step-{state.step}"
-        if key in job.done:
-            return
-        folder = job.work / "checkpoints" / key
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed while writing it
-        trainee.write(folder)
-        job.record(key, dev=self._measured(trainee, sample), loss=round(fmean(state.losses[-20:]), 4))
-
-    def _measured(self, trainee: Trainee, sample: EvaluationSet | None) -> float | None:
-        from consilience.training.artefact import rounded
-        from consilience.training.dev import mean_ndcg
-
-        if sample is None:
-            return None
-        with rounded(trainee):
-            return mean_ndcg(self.encoder, sample)
-
-    def _finish(self, job: Job, trainee: Trainee, sample: EvaluationSet | None, state: TrainingState) -> None:
-        import torch
-
-        trainee.write(job.work)
-        curve = {key: entry["dev"] for key, entry in job.done.items() if key.startswith("step-")}
-        record = {
-            "base": self.base,
-            "base_files": self.base_files,
-            **trainee.facts(),
-            "data": {
-                "path": str(self.data.folder or self.data.name),
-                "split": "train",
-                "licence": self.licence,
-                **self.pairs.describe(),
-            },
-            "settings": asdict(self.settings),
-            "loss": {
-                "kind": "in-batch negatives, cosine x scale, cross-entropy; other relevant documents masked",
-                "first_5": round(fmean(state.losses[:5]), 4),
-                "last_20": round(fmean(state.losses[-20:]), 4),
-                "every_step": [round(loss, 4) for loss in state.losses],
-            },
-            "dev": {
-                "metric": "nDCG@10 x 100",
-                "queries": 0 if sample is None else len(sample.queries),
-                "documents": 0 if sample is None else len(sample.documents),
-                "base": job.done["base"]["dev"],
-                "expert": self._measured(trainee, sample),
-                "checkpoints": curve,
-            },
-            "seconds": round(state.seconds, 1),
-            "threads": torch.get_num_threads(),
-            "tokens": state.tokens,
-            "versions": {name: version(name) for name in ("consilience", "torch", "transformers", "peft")},
-        }
-        write_record(job.work / _RECORD, "expert", _VERSION, record)
-        job.publish()
+def _opened(data: Dataset) -> RetrievalData | GradedData:
+    if isinstance(data, RetrievalData | GradedData):
+        return data
+    graded = not (Path(data) / "corpus.parquet").is_file() and (Path(data) / "data.parquet").is_file()
+    return GradedData.open(data) if graded else RetrievalData.open(data)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from consilience.errors import Problems, RequestError, WorkError
 from consilience.tuning.frank_wolfe_pool import Pool, Score, State
+from consilience.tuning.learning import entropy
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -282,9 +283,7 @@ def _cycle(model: Predictor, examples: Sequence[Any], size: int) -> Iterator[Any
 def _objective(model: Predictor, batch: Any, parameters: State, loss: Loss) -> Tensor:
     if loss == "cross_entropy":
         return model.loss(batch, parameters)
-    logits = model.logits(batch, parameters)
-    entropy: Tensor = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1).mean()
-    return entropy
+    return entropy(model.logits(batch, parameters))
 
 
 class _Run:

@@ -70,7 +70,7 @@ class PairSample:
 class Conflicts:
     """Encoders of contradicting domains; scores are shares of negatives below each positive, their mean the ROC-AUC.
 
-    >>> family = Conflicts(pairs=8)
+    >>> family = Conflicts(pairs=8, tested=8)
     >>> family.domains, len(family.training("who", seed=0)), len(family.sample("who", "test").negative)
     (('who', 'what', 'where'), 8, 8)
 
@@ -148,6 +148,18 @@ class Conflicts:
             count = len(sample.positive)
             found[domain] = wins(cosine[:count], cosine[count:])
         return found
+
+    def moved_by(self, domain: str) -> list[str]:
+        """Return the experts of a new mixture that a batch of one domain gives gradients to."""
+        from consilience.models.routed import upcycle
+
+        routed = upcycle(self.encoder(), self.domains)
+        for parameter in routed.parameters().values():
+            parameter.requires_grad_(True)
+        texts = [text for pair in self.sample(domain, "dev").positive[:3] for text in pair]
+        total = routed.forward(routed.encoder.tokenise(texts), [domain] * len(texts)).square().sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        return [name for name, own in routed.experts.items() if any(value.grad is not None for value in own.values())]
 
     def _drawn(
         self, domain: str, stream: str, count: int, words: range

@@ -6,7 +6,7 @@
     model of task t = base + mask_t * tau_MTL        without a task: base + tau_MTL
 
 A weight belongs to a task where the task's own change outweighs what the others add to it. Base, one vector and a bit
-per weight and task then stand for all experts (`consilience.bundles.masks` writes them). The sum without a mask is
+per weight and task then stand for all experts (a bundle keeps them). The sum without a mask is
 unscaled and rarely a good model by itself. With tasks that change the same weights in opposite ways masks keep little.
 
 The authors choose each lambda_t from 0.2, 0.3, ..., 0.6 by the validation accuracy of the task's model, the first best
