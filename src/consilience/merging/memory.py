@@ -104,7 +104,7 @@ def merge_state_dicts(
     aux: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "cpu",
     facts: dict[str, dict[str, Any]] | None = None,
-    coefficients: Sequence[Mapping[str, Any]] | None = None,
+    coefficients: Any = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Merge state dicts (name to array) and return the merged one.
@@ -128,6 +128,8 @@ def merge_state_dicts(
     declared = find_method(method)
     problems = Problems()
     problems.extend(check_method(declared, len(order), has_base=base is not None))
+    if "coefficients" in declared.parameters and coefficients is not None:  # the method's own parameter of that name
+        parameters, coefficients = {**parameters, "coefficients": coefficients}, None
     bound = bind_parameters(declared, parameters, order, tuple(named), problems)
     entries = parse_coefficients(coefficients, order, problems)
     problems.extend(check_coefficients(entries, declared, list(parameters)))
