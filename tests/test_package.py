@@ -37,6 +37,7 @@ def test_public_names_are_pinned():
         "open_checkpoint",
         "search_pareto",
         "train_encoder",
+        "tune_recipe",
     ]
     for name in consilience.__all__:
         assert getattr(consilience, name) is not None

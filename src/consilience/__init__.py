@@ -26,6 +26,7 @@ _PUBLIC = {
     "Bundle": "consilience.bundles.bundle",
     "create_bundle": "consilience.bundles.creation",
     "search_pareto": "consilience.tuning.pareto",
+    "tune_recipe": "consilience.tuning.tune",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

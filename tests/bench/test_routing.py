@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from consilience.bench import evaluate
-from consilience.bench.routing import AVERAGES, fit_router, gather_routing, measure_router
+from consilience.bench.routing import AVERAGES, fit_domain_router, fit_router, gather_routing, measure_router
 from consilience.bundles.creation import create_bundle
 from consilience.bundles.encoding import BundleEncoder
-from consilience.bundles.routers.centroid import fit_centroids
 from consilience.bundles.routers.protocol import Routing
 from consilience.data import Suite
 from consilience.data.suite import Domain
@@ -105,7 +104,28 @@ def test_experts_with_spaces_of_their_own_search_their_own_documents(place, suit
     found = gather_routing(bundle, suite, "test", progress=False)
     alone = evaluate(suite, {"odd": str(place / "odd")}, base="odd", experts=[], progress=False)
     assert np.allclose(found.scores["odd"], np.concatenate([alone.rows[0].scores[n] for n in NAMES]), atol=1e-6)
-    vectors = load_encoder(place / "base").encode(["w1 w3", "w2 w4"])
-    routed = bundle.set_router(fit_centroids(vectors, ["odd", "even"]))
-    with pytest.raises(RequestError, match="no one encoder"):
-        evaluate(suite, {"both": routed.encoder}, base="both", experts=[], progress=False)
+
+
+def test_a_bundle_of_several_spaces_searches_where_its_router_says(place, suite, tmp_path):
+    experts = {name: str(place / name) for name in ("odd", "even")}
+    options = {"residual": "low_rank", "rank": 3, "encodes": "both"}
+    both = create_bundle(tmp_path / "both", str(place / "base"), experts, **options)
+    router = fit_domain_router(both, suite, "centroid", queries=4, keep=0.8)
+    with pytest.raises(RequestError, match="has no router; make one with `consilience bundle route"):
+        evaluate(suite, {"base": str(place / "base"), "routed": both}, progress=False)
+    both = both.set_router(router)
+    data = gather_routing(both, suite, "test", progress=False)
+    models = {"base": str(place / "base"), "routed": str(both.folder)}
+    found = evaluate(suite, models, cache=tmp_path / "vectors", progress=False)
+    assert [row.kind for row in found.rows] == ["base", "bundle"]
+    row = found.row("routed")
+    expected = data.by_domain(data.routed(router))
+    assert {name: row.scores[name] for name in NAMES} == {
+        name: pytest.approx(values.tolist()) for name, values in expected.items()
+    }
+    assert set(router.route(data.features).chosen) >= {"odd", "even"}
+    assert row.encoded > 0 and row.reference == str(both.folder) and "routed" in found.claim()
+    again = evaluate(suite, models, cache=tmp_path / "vectors", progress=False)
+    assert again.row("routed").encoded == 0 and again.row("routed").scores == row.scores
+    with pytest.raises(RequestError, match="is a bundle; base and experts are single models"):
+        evaluate(suite, {"base": both}, progress=False)

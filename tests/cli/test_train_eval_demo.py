@@ -147,7 +147,11 @@ def test_demo(capsys, expert, tmp_path):
     head = f"version: 1\nbase: {base}\nexperts: {{red: {expert}}}\n"
     (examples / "recipes/linear.yml").write_text(head + "method: linear\n")
     (examples / "recipes/small.yml").write_text(head + "method: ties\noutput: {adapter: {rank: 1}}\n")
-    (examples / "suite.yml").write_text(f"version: 1\ndomains: {{red: {expert.parent / 'suite/red'}}}\n")
+    domains = f"{{red: {expert.parent / 'suite/red'}, blue: {expert.parent / 'suite/blue'}}}"
+    (examples / "suite.yml").write_text(f"version: 1\ndomains: {domains}\n")
+    (examples / "pareto.yml").write_text(
+        f"version: 1\nbase: {base}\nexperts: {{red: {expert}, blue: {base}+{expert}}}\nmethod: task_arithmetic\n"
+    )
     assert run(["demo", "--examples", str(examples), "--out", str(out)]) == 0
     shown = capsys.readouterr()
     assert (out / "report.html").is_file() and f"report: {(out / 'report.html').as_uri()}" in shown.out
@@ -155,9 +159,11 @@ def test_demo(capsys, expert, tmp_path):
     assert load_encoder(out / "models/linear", device="cpu").encode(TEXTS).shape == (len(TEXTS), 32)
     assert run(["demo", "--examples", str(examples), "--out", str(out), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert list(again) == ["report", "base", "red", "uniform", "linear", "small", "oracle"]
+    assert list(again) == ["report", "base", "red", "uniform", "linear", "small", "bundle + router", "oracle"]
+    page = (out / "report.html").read_text()
+    assert "Trade-offs: red, blue" in page and "bundle with a router" in page
 
 
 def test_demo_without_examples(capsys, tmp_path):
     assert run(["demo", "--examples", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "no recipes or no suite.yml there; run from the project's folder" in capsys.readouterr().err
+    assert "no recipes, no suite.yml or no pareto.yml there; run from the project's folder" in capsys.readouterr().err

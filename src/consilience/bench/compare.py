@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from consilience.bench.baselines import UniformAverage
 from consilience.bench.bootstrap import RESAMPLES
+from consilience.bench.bundled import SpaceSearch
 from consilience.bench.embeddings import Embedder, Encoder, role_prompt
 from consilience.bench.evaluation import KINDS, Evaluation, Kind, Row
 from consilience.bench.search import search
+from consilience.bundles.bundle import Bundle
+from consilience.bundles.format import is_bundle
 from consilience.checkpoints import Checkpoint, open_checkpoint
 from consilience.core.per_item import per_item
 from consilience.core.progress import Progress
@@ -37,7 +40,8 @@ __all__ = ["ORACLE", "UNIFORM", "evaluate"]
 UNIFORM, ORACLE = "uniform", "oracle"
 _PACKAGES = ("consilience", "numpy", "torch", "transformers", "tokenizers", "ir-measures", "safetensors")
 
-Model = str | Path | Checkpoint | Encoder
+Model = str | Path | Checkpoint | Encoder | Bundle
+_Opened = Checkpoint | Encoder | Bundle
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class _Task:
 
     name: str
     kind: Kind
-    model: Checkpoint | Encoder
+    model: _Opened
     splits: tuple[str, ...]
 
 
@@ -57,12 +61,12 @@ class _Measured:
     values: dict[str, dict[str, dict[Metric, NDArray[np.float64]]]]
     failures: dict[str, dict[str, str]]
     identity: str
-    embedder: Embedder
+    embedders: tuple[Embedder, ...]
 
 
 def evaluate(
     suite: Suite,
-    models: Mapping[str, str | Path | Checkpoint | Encoder],
+    models: Mapping[str, str | Path | Checkpoint | Encoder | Bundle],
     *,
     base: str = "base",
     experts: Sequence[str] = (),
@@ -91,12 +95,13 @@ def evaluate(
     >>> evaluation.value("base", "tiny"), evaluation.n("tiny")
     (100.0, 2)
 
-    models: name -> checkpoint reference (`base+adapter` too), opened checkpoint, or an object with the Encoder
-    protocol. `base` and `experts` name some of them; the others are candidates. A model named "uniform" is the
-    baseline; without one the experts' weights are averaged here. oracle: the split on which the best of base and
-    experts is chosen per domain; None is dev where every domain has one, else the measured split, where the oracle
-    is an upper bound. recipes: name -> text for the report; transductive: models whose learner saw unlabelled test
-    texts (the report is stamped). cache: a folder for vectors. progress: see core.Progress.
+    models: name -> checkpoint reference (`base+adapter` too), opened checkpoint, an object with the Encoder protocol,
+    or a bundle with a router (its folder, or opened): every query goes to the expert that the router names. `base`
+    and `experts` name some of them; the others are candidates. A model named "uniform" is the baseline; without one
+    the experts' weights are averaged here. oracle: the split on which the best of base and experts is chosen per
+    domain; None is dev where every domain has one, else the measured split, where the oracle is an upper bound.
+    recipes: name -> text for the report; transductive: models whose learner saw unlabelled test texts (the report is
+    stamped). cache: a folder for vectors. progress: see core.Progress.
 
     A domain that fails for a model is recorded and counted, never dropped silently. Raises RequestError with all
     wrong names and models together before anything is encoded, WorkError when the base cannot be measured at all.
@@ -108,7 +113,7 @@ def evaluate(
     splits = tuple(dict.fromkeys((split, *([chosen_on] if chosen_on else []))))
     sets = {name: suite.evaluation_sets(split=name) for name in splits}
     tasks = [
-        _Task(name, _kind(name, base, experts), model, splits if name in (base, *experts) else (split,))
+        _Task(name, _kind(name, model, base, experts), model, splits if name in (base, *experts) else (split,))
         for name, model in opened.items()
     ]
     notes: list[str] = []
@@ -158,7 +163,7 @@ def _check(
     experts: Sequence[str],
     recipes: Mapping[str, str],
     transductive: Collection[str],
-) -> dict[str, Checkpoint | Encoder]:
+) -> dict[str, _Opened]:
     """Open every reference (headers only) and report all wrong names and models together."""
     try:
         import ir_measures  # noqa: F401
@@ -177,21 +182,36 @@ def _check(
         problems.add(f"experts: {list(experts)} names a model twice or names the base")
     if ORACLE in models:
         problems.add(f"models: the name {ORACLE!r} is taken by the table's own row; use another name")
-    opened: dict[str, Checkpoint | Encoder] = {}
+    opened: dict[str, _Opened] = {}
     for name, model in models.items():
         try:
-            opened[name] = open_checkpoint(model) if isinstance(model, str | Path) else model
-        except CheckpointError as error:
+            opened[name] = _open(model) if isinstance(model, str | Path) else model
+        except (CheckpointError, RequestError) as error:
             problems.add(f"models.{name}: {error}")
+            continue
+        model = opened[name]
+        if isinstance(model, Bundle) and model.router is None:
+            problems.add(
+                f"models.{name}: bundle {model.folder} has no router; make one with `consilience bundle route "
+                f"{model.folder} --suite SUITE --train logistic`"
+            )
+        if isinstance(model, Bundle) and name in (base, *experts):
+            problems.add(f"models.{name}: {model.folder} is a bundle; base and experts are single models")
     problems.raise_if_any(RequestError, f"evaluation on suite {suite.name}")
     return opened
 
 
-def _kind(name: str, base: str, experts: Sequence[str]) -> Kind:
+def _open(reference: str | Path) -> Checkpoint | Bundle:
+    return Bundle.open(reference) if is_bundle(Path(reference)) else open_checkpoint(reference)
+
+
+def _kind(name: str, model: _Opened, base: str, experts: Sequence[str]) -> Kind:
     if name == base:
         return "base"
     if name in experts:
         return "expert"
+    if isinstance(model, Bundle):
+        return "bundle"
     return "baseline" if name == UNIFORM else "candidate"
 
 
@@ -204,7 +224,7 @@ def _oracle_split(suite: Suite, split: str, asked: str | None) -> str:
 
 
 def _uniform(
-    opened: Mapping[str, Checkpoint | Encoder],
+    opened: Mapping[str, _Opened],
     base: str,
     experts: Sequence[str],
     suite: Suite,
@@ -225,7 +245,7 @@ def _uniform(
     return [_Task(UNIFORM, "baseline", average, (split,))]
 
 
-def _checkpoint(model: Checkpoint | Encoder) -> Checkpoint | None:
+def _checkpoint(model: _Opened) -> Checkpoint | None:
     found = model if isinstance(model, Checkpoint) else getattr(model, "checkpoint", None)
     return found if isinstance(found, Checkpoint) else None
 
@@ -257,19 +277,12 @@ def _measure(
     device: str | None,
     progress: Progress,
 ) -> _Measured:
-    encoder: Encoder = _load(task.model, suite, device) if isinstance(task.model, Checkpoint) else task.model
-    embedder = Embedder(encoder, cache, progress=progress)
-    stores = getattr(encoder, "documents", None)  # where queries and documents have encoders of their own
-    stored = embedder if stores is None else Embedder(stores, cache, progress=progress)
-    query_prompt, document_prompt = (role_prompt(encoder, role, suite.prompts) for role in ("query", "document"))
-    depth = max(metric.cutoff for metric in suite.metrics)
+    rank, encoder, embedders = _ranking(task.model, suite, cache, device, progress)
 
     def one(drawn: EvaluationSet) -> dict[Metric, NDArray[np.float64]]:
-        documents = stored.vectors(drawn.documents, document_prompt)
-        queries = embedder.vectors(drawn.queries, query_prompt)
-        return measure(suite.metrics, search(queries, documents, depth, similarity=suite.similarity), drawn.qrels)
+        return measure(suite.metrics, rank(drawn), drawn.qrels)
 
-    measured = _Measured({}, {}, encoder.fingerprint, embedder)
+    measured = _Measured({}, {}, encoder.fingerprint, embedders)
     for split in task.splits:
         domains = list(sets[split])
         results, failures = per_item([sets[split][domain] for domain in domains], one, name=lambda drawn: drawn.name)
@@ -280,9 +293,42 @@ def _measure(
     return measured
 
 
+def _ranking(
+    model: _Opened, suite: Suite, cache: Path | None, device: str | None, progress: Progress
+) -> tuple[Callable[[EvaluationSet], NDArray[np.int64]], Encoder, tuple[Embedder, ...]]:
+    """Return how a model ranks the documents of a domain, its encoder, and what counts the texts it encodes."""
+    encoder: Any = model
+    if isinstance(model, Checkpoint):
+        encoder = _load(model, suite, device)
+    elif isinstance(model, Bundle):
+        from consilience.bundles.encoding import BundleEncoder
+
+        encoder = BundleEncoder(model, device=device, max_tokens=suite.max_tokens)
+    prompts = (role_prompt(encoder, "query", suite.prompts), role_prompt(encoder, "document", suite.prompts))
+    depth, similarity = max(metric.cutoff for metric in suite.metrics), suite.similarity
+    if len(getattr(encoder, "spaces", ())) > 1:
+        spaces = SpaceSearch(encoder, cache)
+
+        def routed(drawn: EvaluationSet) -> NDArray[np.int64]:
+            found = spaces.search(drawn.queries, drawn.documents, depth, similarity=similarity, prompts=prompts)
+            progress.skip(len(drawn.queries) + len(drawn.documents))
+            return found
+
+        return routed, encoder, tuple(spaces.embedders.values())
+    embedder = Embedder(encoder, cache, progress=progress)
+    stores = getattr(encoder, "documents", None)  # where queries and documents have encoders of their own
+    stored = embedder if stores is None else Embedder(stores, cache, progress=progress)
+
+    def direct(drawn: EvaluationSet) -> NDArray[np.int64]:
+        documents = stored.vectors(drawn.documents, prompts[1])
+        return search(embedder.vectors(drawn.queries, prompts[0]), documents, depth, similarity=similarity)
+
+    return direct, encoder, (embedder,) if stored is embedder else (embedder, stored)
+
+
 def _row(task: _Task, measured: _Measured, suite: Suite, split: str, recipe: str | None, stamped: bool) -> Row:
     values, metrics = measured.values[split], suite.metrics
-    embedder = measured.embedder
+    embedders = measured.embedders
     return Row(
         task.name,
         task.kind,
@@ -290,13 +336,19 @@ def _row(task: _Task, measured: _Measured, suite: Suite, split: str, recipe: str
         measured.failures[split],
         {str(other): {domain: float(found[other].mean()) for domain, found in values.items()} for other in metrics[1:]},
         measured.identity,
-        task.model.reference if isinstance(task.model, Checkpoint) else type(task.model).__name__,
-        embedder.seconds,
-        embedder.encoded,
-        embedder.reused,
+        _reference(task.model),
+        sum(embedder.seconds for embedder in embedders),
+        sum(embedder.encoded for embedder in embedders),
+        sum(embedder.reused for embedder in embedders),
         recipe,
         ("transductive",) if stamped else (),
     )
+
+
+def _reference(model: _Opened) -> str:
+    if isinstance(model, Bundle):
+        return str(model.folder)
+    return model.reference if isinstance(model, Checkpoint) else type(model).__name__
 
 
 def _oracle(

@@ -1,22 +1,29 @@
-"""The demonstration: merge the bundled experts by the bundled recipes, measure everything, write the report."""
+"""The demonstration: merge the bundled experts by the bundled recipes, route among them, measure, write the report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consilience.bench.compare import evaluate
 from consilience.bench.evaluation import Evaluation
+from consilience.bench.pareto import run_pareto
+from consilience.bench.routing import fit_domain_router
+from consilience.bundles.creation import create_bundle
 from consilience.data.suite import Suite
 from consilience.errors import RequestError
 from consilience.merging.recipe import load_recipe
+from consilience.tuning.pareto import ParetoFront
 
 __all__ = ["DemoResult", "run_demo"]
 
 _SMALL = {"queries": 100, "documents": 200}
 _FULL = {"queries": None, "documents": 1200}
+_FRONT = {"queries": 30, "documents": 60}  # of each of two domains
+_POINTS = 5
+_ROUTED = "bundle + router"
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,18 @@ def run_demo(
 ) -> DemoResult:
     """Merge, evaluate and report.
 
-    `examples` holds `recipes/*.yml`, `experts/*/` and `suite.yml`; results go to `out` (merges, `evaluation.json`,
-    `report.html`). `full` takes all queries and 1,200 documents a domain for tight intervals, otherwise 100 and 200.
-    Interrupted runs resume: finished merges and encoded texts are reused.
+    `examples` holds `recipes/*.yml`, `experts/*/`, `pareto.yml` and `suite.yml`; results go to `out` (merges, bundle,
+    Pareto front, `evaluation.json`, `report.html`). `full` takes all queries and 1,200 documents a domain for tight
+    intervals, otherwise 100 and 200. Interrupted runs resume: finished merges and encoded texts are reused.
 
     Raises RequestError when the examples are not there.
     """
     started = time.process_time()
     recipes = {path.stem: path for path in sorted((examples / "recipes").glob("*.yml"))}
-    if not recipes or not (examples / "suite.yml").is_file():
+    if not recipes or not all((examples / name).is_file() for name in ("suite.yml", "pareto.yml")):
         raise RequestError(
-            f"{examples}: no recipes or no suite.yml there; run from the project's folder or name its examples folder"
+            f"{examples}: no recipes, no suite.yml or no pareto.yml there; run from the project's folder or name its "
+            "examples folder"
         )
     suite = Suite.open(examples / "suite.yml", **(_FULL if full else _SMALL))
     models: dict[str, str] = {}
@@ -69,10 +77,17 @@ def run_demo(
         texts[name] = recipe.to_yaml()
     merged = time.monotonic() - clock
     experts = [name for name in models if name != "base"]
-    say(f"evaluating base, {len(experts)} experts, their uniform average and {len(candidates)} merges on {suite.name}")
+    say(f"keeping {len(experts)} experts in a bundle, and fitting a router to training queries")
+    bundle = create_bundle(
+        out / "bundle", models["base"], {name: models[name] for name in experts}, residual="adapter", encodes="both"
+    )
+    bundle = bundle.set_router(fit_domain_router(bundle, suite))
+    say(f"trade-offs of the weights in {examples / 'pareto.yml'}")
+    front = _front(examples, out / "pareto", progress)
+    say(f"evaluating base, {len(experts)} experts, {len(candidates) + 1} merges and the bundle on {suite.name}")
     evaluation = evaluate(
         suite,
-        {**models, **candidates},
+        {**models, **candidates, _ROUTED: bundle},
         experts=experts,
         oracle=None if full else "test",
         recipes=texts,
@@ -82,5 +97,13 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(evaluation.to_json(), encoding="utf-8")
     report = out / "report.html"
-    evaluation.to_html(report, title="Consilience demo: six experts of one encoder, merged")
+    evaluation.to_html(report, title="Consilience demo: six experts of one encoder", fronts=[front])
     return DemoResult(evaluation, report, merged, time.process_time() - started)
+
+
+def _front(examples: Path, out: Path, progress: bool | None) -> ParetoFront:
+    """Return the trade-off between the weights of a few experts, each measured in its own domain."""
+    recipe = load_recipe(examples / "pareto.yml")
+    whole = Suite.open(examples / "suite.yml", **_FRONT)
+    suite = replace(whole, domains={name: whole.domains[name] for name in recipe.request.experts})
+    return run_pareto(recipe, suite, out, front=_POINTS, progress=progress).front

@@ -20,10 +20,12 @@ from consilience.errors import DataError, WorkError, did_you_mean
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from consilience.tuning.pareto import ParetoFront
+
 __all__ = ["KINDS", "MEAN", "Evaluation", "Kind", "Row"]
 
-Kind = Literal["base", "expert", "baseline", "candidate", "oracle"]
-KINDS: tuple[Kind, ...] = ("base", "expert", "baseline", "candidate", "oracle")
+Kind = Literal["base", "expert", "baseline", "candidate", "bundle", "oracle"]
+KINDS: tuple[Kind, ...] = ("base", "expert", "baseline", "candidate", "bundle", "oracle")
 MEAN = "mean"
 _FORMAT, _VERSION = "consilience/evaluation", 1
 _NAN = float("nan")
@@ -163,7 +165,8 @@ class Evaluation:
 
     def claim(self) -> str:
         """Return the result in one sentence, with interval, n and failures; no better and no worse than it is."""
-        name = self.best(("candidate",)) or self.best(("baseline",)) or self.best(("expert",))
+        kinds: tuple[Kind, ...] = ("candidate", "bundle", "baseline", "expert")
+        name = next((found for kind in kinds if (found := self.best((kind,)))), None)
         if name is None:
             return f"{self.base} scores {self.value(self.base):.1f} {self.metric}; there is nothing to compare it with."
         gain = self.difference(name)
@@ -179,10 +182,12 @@ class Evaluation:
             f"{self.value(self.base):.1f} {self.metric}, a difference of {gain.difference:+.1f} points "
             f"(95 % interval {gain.low:+.1f} to {gain.high:+.1f}, n = {gain.n} queries, {self.failed(name)} failures)"
         )
-        expert = self.best(("expert",))
-        if expert is None or expert == name:
-            return sentence + "."
-        return sentence + f"; the best single expert, {expert}, scores {self.value(expert):.1f}."
+        words: tuple[tuple[Kind, str], ...] = (("expert", "the best single expert"), ("bundle", "the routed bundle"))
+        for kind, what in words:
+            other = self.best((kind,))
+            if other is not None and other != name:
+                sentence += f"; {what}, {other}, scores {self.value(other):.1f}"
+        return sentence + "."
 
     def summary(self) -> dict[str, Any]:
         """Return every number of the table as plain data: values, differences to the base with intervals, n."""
@@ -245,11 +250,17 @@ class Evaluation:
 
         return build_table(self, to=to)
 
-    def to_html(self, path: str | Path | None = None, *, title: str = "Consilience: evaluation") -> str:
-        """Return the report as one self-contained page; with `path`, write it there too."""
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        *,
+        title: str = "Consilience: evaluation",
+        fronts: Sequence[ParetoFront] = (),
+    ) -> str:
+        """Return the report as one self-contained page, with Pareto `fronts`; with `path`, write it there too."""
         from consilience.bench.report import render
 
-        page = render(self, title=title)
+        page = render(self, title=title, fronts=fronts)
         if path is not None:
             target = Path(path)
             try:

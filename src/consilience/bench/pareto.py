@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from consilience.merging.method import find_method
 from consilience.merging.recipe import Recipe, load_recipe
 from consilience.merging.task import DEFAULT_CHUNK, merge_tensor
 from consilience.tuning.pareto import ParetoFront, ParetoPoint, Search, default_budget, search_pareto
+from consilience.tuning.references import moved_reference
 
 if TYPE_CHECKING:
     from consilience.models.encoder import DenseEncoder
@@ -162,7 +162,7 @@ class ParetoRun:
         start = self.objective.recipe.request.folder
 
         def move(value: Any) -> Any:
-            return _moved(value, start, place.parent)
+            return moved_reference(value, start, place.parent)
 
         content["base"] = move(content["base"])
         experts = content["experts"]
@@ -177,17 +177,6 @@ class ParetoRun:
 
 def _deep(value: Any, move: Callable[[Any], Any]) -> Any:
     return {key: _deep(part, move) for key, part in value.items()} if isinstance(value, dict) else move(value)
-
-
-def _moved(value: Any, start: Path, target: Path) -> Any:
-    """Return a model's reference as seen from another folder; what is no path stays."""
-    if isinstance(value, dict):
-        return {**value, "model": _moved(value["model"], start, target)} if "model" in value else value
-    parts = []
-    for part in str(value).split("+"):
-        here = next((folder / part for folder in (Path(), start) if part and (folder / part).exists()), None)
-        parts.append(part if here is None or Path(part).is_absolute() else os.path.relpath(here, target))
-    return "+".join(parts)
 
 
 def run_pareto(

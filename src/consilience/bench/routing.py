@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,17 +15,32 @@ from consilience.bench.search import search
 from consilience.bundles.encoding import BundleEncoder
 from consilience.bundles.routers.centroid import fit_centroids
 from consilience.bundles.routers.classifier import fit_logistic
-from consilience.bundles.routers.measuring import RoutingReport, choose_threshold, report_routing
+from consilience.bundles.routers.measuring import (
+    RoutingReport,
+    choose_threshold,
+    report_routing,
+    threshold_keeping,
+)
 from consilience.bundles.routers.pilots import PilotLibrary
 from consilience.bundles.routers.protocol import BASE, Router, Routing
 from consilience.core.progress import Progress
+from consilience.core.randomness import stream_key
 from consilience.data import Suite, measure
 from consilience.errors import DataError, LeakageError, RequestError
 
 if TYPE_CHECKING:
     from consilience.bundles.bundle import Bundle
+    from consilience.models.encoder import DenseEncoder
 
-__all__ = ["AVERAGES", "RoutingData", "fit_router", "gather_routing", "measure_router"]
+__all__ = [
+    "AVERAGES",
+    "RoutingData",
+    "fit_domain_router",
+    "fit_router",
+    "gather_routing",
+    "measure_router",
+    "routing_data",
+]
 
 AVERAGES = ("mean of the vectors", "mean of the weights")
 """What the averages of experts are called among the scores."""
@@ -128,6 +143,58 @@ def gather_routing(
             domains += [domain] * len(texts)
     joined = {name: np.concatenate(found) for name, found in scores.items()}
     return RoutingData(split, np.concatenate(features), tuple(domains), joined)
+
+
+def routing_data(
+    encoder: DenseEncoder,
+    queries: Mapping[str, Sequence[str]],
+    split: str,
+    models: Iterable[str],
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None,
+) -> RoutingData:
+    """Return queries of all domains with the vectors of the base; scores of `models` on each where they are known.
+
+    queries: domain -> texts. scores: model -> domain -> one score per query; None: NaN, which is enough for a router
+    that is fitted by domain.
+    """
+    features = np.concatenate([encoder.encode(list(texts)) for texts in queries.values()])
+    domains = tuple(domain for domain, texts in queries.items() for _ in texts)
+    unknown = np.full(len(domains), np.nan)
+    if scores is None:
+        found = dict.fromkeys(models, unknown)
+    else:
+        found = {name: np.concatenate([scores[name][domain] for domain in queries]) for name in models}
+    return RoutingData(split, features, domains, found)
+
+
+def fit_domain_router(
+    bundle: Bundle,
+    suite: Suite,
+    kind: Literal["centroid", "logistic", "perceptron"] = "logistic",
+    *,
+    queries: int = 100,
+    keep: float = 0.95,
+    seed: int = 0,
+) -> Router:
+    """Make a router from the domains of training queries alone: no expert is run.
+
+    queries: of each domain, drawn at random among those that are held out nowhere. keep: share of the dev queries of
+    domains with an expert that the threshold keeps from the base. Domains without an expert teach the base.
+    """
+    encoder = BundleEncoder(bundle, max_tokens=suite.max_tokens).shared
+    asked = {}
+    for name in suite.domains:
+        texts = list(dict.fromkeys(query for query, _ in suite.training_pairs(name).pairs()))
+        random = np.random.Generator(np.random.Philox(stream_key(seed, "router queries", name)))
+        asked[name] = [texts[place] for place in random.permutation(len(texts))[:queries].tolist()]
+    held = {
+        name: list(one.queries[:queries])
+        for name, one in suite.evaluation_sets(split="dev").items()
+        if name in bundle.experts
+    }
+    models = (*bundle.experts, BASE)
+    router = fit_router(bundle, kind, routing_data(encoder, asked, "train", models), seed=seed)
+    return threshold_keeping(router, routing_data(encoder, held, "dev", models).features, keep)
 
 
 def fit_router(

@@ -86,9 +86,9 @@ class BundleEncoder:
             routed = [router.kind, router.threshold, router.settings(), fingerprint(arrays)]
         return fingerprint([self.shared.fingerprint, self.bundle.record["identity"], routed, self.decimals])
 
-    def route(self, texts: Sequence[str]) -> Routing:
+    def route(self, texts: Sequence[str], *, prompt: str | None = None) -> Routing:
         """Return the weights of experts and base for every text; raises RequestError where there is no router."""
-        return self._routed(self._features(texts, None))
+        return self._routed(self._features(texts, prompt))
 
     def _features(self, texts: Sequence[str], prompt: str | None) -> NDArray[np.float32]:
         """Return what the router sees: the shared encoder's vectors of the texts."""

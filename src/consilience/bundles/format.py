@@ -18,7 +18,17 @@ from consilience.core.jobs import MANIFEST
 from consilience.core.records import read_record
 from consilience.errors import CheckpointError, Problems, VerificationError
 
-__all__ = ["EXPERTS", "FORMAT", "ROUTER", "SHARED", "VERSION", "described_files", "read_bundle", "verify_files"]
+__all__ = [
+    "EXPERTS",
+    "FORMAT",
+    "ROUTER",
+    "SHARED",
+    "VERSION",
+    "described_files",
+    "is_bundle",
+    "read_bundle",
+    "verify_files",
+]
 
 FORMAT = "bundle"
 VERSION = 1
@@ -35,6 +45,11 @@ def described_files(folder: Path) -> dict[str, dict[str, Any]]:
         if path.is_file() and relative != MANIFEST and not relative.startswith(f"{ROUTER}/"):
             found[relative] = {"bytes": path.stat().st_size, "xxh3": file_xxh3(path)}
     return found
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder looks like a bundle: a record beside shared weights."""
+    return (folder / MANIFEST).is_file() and (folder / SHARED).is_dir()
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from consilience.cli import (
     plan,
     statistics,
     train,
+    tune,
 )
 from consilience.errors import ConsilienceError
 
@@ -47,6 +48,7 @@ app.add_typer(bundle.app)
 app.command("extract")(extract.extract)
 app.command("train")(train.train)
 app.command("statistics")(statistics.statistics)
+app.command("tune")(tune.tune)
 app.command("pareto")(pareto.pareto)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consilience.cli.arguments import named_values, plain_value
 from consilience.cli.output import amount, note, show_json, show_table
 from consilience.errors import Problems, RequestError
 
@@ -46,9 +47,11 @@ def create(
     from consilience.bundles.creation import create_bundle
 
     problems = Problems()
-    experts = _pairs("--expert", expert, problems)
-    options = {key: _value(text) for key, text in _pairs("--set", setting or [], problems).items()}
-    parameters = {key: _value(text) for key, text in _pairs("--parameter", parameter or [], problems).items()}
+    experts = named_values("--expert", expert, problems)
+    options = {key: plain_value(text) for key, text in named_values("--set", setting or [], problems).items()}
+    parameters = {
+        key: plain_value(text) for key, text in named_values("--parameter", parameter or [], problems).items()
+    }
     problems.raise_if_any(RequestError, "bundle create")
     chosen: dict[str, Any] = {"residual": residual, "shared": shared, "parameters": parameters, "encodes": encodes}
     made = create_bundle(out, base, experts, **chosen, **options)
@@ -140,21 +143,3 @@ def _show(bundle: Any, as_json: bool) -> None:
     title = f"{bundle.folder}: {bundle.kind}, shared weights from {made}, router {router.kind if router else 'none'}"
     rows = [(name, amount(size), f"{share:.1%}") for name, size, share in bundle.info()]
     show_table(title, ("", "size", "of the full experts"), rows, right=(1, 2))
-
-
-def _pairs(option: str, written: list[str], problems: Problems) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in written:
-        name, mark, value = text.partition("=")
-        if not mark or not name or not value:
-            problems.add(f"{option} {text!r}: write NAME=VALUE")
-        elif name in found:
-            problems.add(f"{option}: {name!r} stands twice")
-        found[name] = value
-    return found
-
-
-def _value(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)

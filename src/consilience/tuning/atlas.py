@@ -18,9 +18,18 @@ import torch
 from torch import Tensor
 
 from consilience.core.randomness import stream_key
-from consilience.errors import Problems, RequestError
+from consilience.errors import Problems, RequestError, WorkError
 from consilience.tuning.composition import Composition, State, select_tensors
-from consilience.tuning.learning import Descent, Guard, Learned, learn, own_tensors, shuffled_batch
+from consilience.tuning.learning import (
+    Descent,
+    Guard,
+    Learned,
+    choice_problems,
+    learn,
+    own_tensors,
+    shuffled_batch,
+    sound,
+)
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -84,7 +93,7 @@ def atlas(
     def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
         for task, model in models.items():
             (given,) = model.batches(shuffled_batch(examples[task], share, step - 1, task, seed=seed), share)
-            yield signs[task] * model.loss(given, own_tensors(model, parameters))
+            yield task, signs[task] * model.loss(given, own_tensors(model, parameters))
 
     frozen = None
     if budget is not None:
@@ -134,6 +143,7 @@ def _check(
         problems.add(f"validation has the tasks {sorted(validation)}, not {sorted(models)}")
     for what, held in (("examples", examples), ("validation examples", validation or {})):
         problems.extend(f"task {task!r} has no {what}" for task, found in held.items() if not len(found))
+    problems.extend(choice_problems(models, examples, max(batch // max(len(models), 1), 1)))
     problems.extend(f"forget: {task!r} is no task" for task in forget if task not in models)
     if forget and set(forget) >= set(models):
         problems.add("forget: all tasks are to be forgotten; at least one is needed as control")
@@ -176,6 +186,11 @@ def _allowed(
     return ranks < budget
 
 
+def _answers(model: Predictor, part: Sequence[Any]) -> Sequence[int]:
+    """Return the right outcome of every example: its label, or its own place where the batch is the choice."""
+    return range(len(part)) if getattr(model, "in_batch", False) else [int(label) for _, label in part]
+
+
 class _Scores:
     """Accuracies of composed models on labelled examples, and the score that selects coefficients."""
 
@@ -205,8 +220,11 @@ class _Scores:
             for start in range(0, len(found), _MEASURED):
                 part = found[start : start + _MEASURED]
                 (given,) = model.batches(part, len(part))
-                predicted = model.logits(given, own).argmax(dim=-1)
-                right += sum(int(a) == int(b[1]) for a, b in zip(predicted, part, strict=True))
+                logits = model.logits(given, own)
+                if not sound(logits):
+                    raise WorkError(f"task {task!r}: predictions are nan or infinite; check its examples")
+                predicted = logits.argmax(dim=-1)
+                right += sum(int(a) == b for a, b in zip(predicted, _answers(model, part), strict=True))
         return right / len(found)
 
     def entry(self, values: Tensor) -> dict[str, Any]:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consilience.errors import Problems, RequestError, did_you_mean
+from consilience.errors import Problems, RequestError, WorkError, did_you_mean
 from consilience.tuning.composition import Composition, State, select_tensors
-from consilience.tuning.learning import Descent, Guard, Learned, learn, own_tensors
+from consilience.tuning.learning import Descent, Guard, Learned, choice_problems, learn, own_tensors, sound
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -84,6 +84,8 @@ def expert_merging(
             "needs all three, under one name"
         )
     problems.extend(f"task {name!r} has no inputs" for name, found in examples.items() if not len(found))
+    if logit_weight:
+        problems.extend(choice_problems(models, examples, batch))
     for task, model in models.items():
         modules = dict(model.module.named_modules())
         problems.extend(
@@ -111,7 +113,7 @@ def expert_merging(
         for visit in range((step - 1) * accumulation, step * accumulation):
             task = tasks[visit % len(tasks)]
             place = (visit // len(tasks)) % len(imitation.batches[task])
-            yield weights[task] / accumulation * imitation.loss(task, place, parameters)
+            yield task, weights[task] / accumulation * imitation.loss(task, place, parameters)
 
     def values(raw: Tensor) -> Tensor:
         return raw.sigmoid() if constrained else raw
@@ -193,6 +195,8 @@ class _Imitation:
             }
             with torch.no_grad():
                 self.expected[task] = [self._run(model, given, own) for given in self.batches[task]]
+            if not all(sound(logits) for _, logits in self.expected[task]):
+                raise WorkError(f"task {task!r}: the expert's predictions are nan or infinite; check its inputs")
 
     def _run(self, model: Predictor, given: Any, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
         with _outputs(model, self.hidden) as states:
@@ -206,7 +210,7 @@ class _Imitation:
         wanted_states, wanted = self.expected[task][place]
         warmth = self.temperature
         target = (wanted / warmth).softmax(dim=-1)
-        loss = self.weights[1] * warmth**2 * -(target * (logits / warmth).log_softmax(dim=-1)).sum(dim=-1).mean()
+        loss = self.weights[1] * warmth**2 * _cross_entropy(target, logits / warmth)
         for state, expected in zip(states, wanted_states, strict=True):
             loss = loss + self.weights[0] / len(states) * functional.mse_loss(state, expected)
         return loss
@@ -219,6 +223,11 @@ class _Imitation:
         ]
         mean = sum(each) / len(each)
         return {"score": -mean, "imitation": mean}
+
+
+def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats; outcomes that neither side allows (minus infinity) count nothing."""
+    return -(target * logits.log_softmax(dim=-1).clamp(min=-1e4)).sum(dim=-1).mean()
 
 
 def _precision(tensor: Tensor) -> torch.dtype:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["Cost", "measure_cost"]
+from consilience.core.memory import peak_memory
 
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
+__all__ = ["Cost", "measure_cost", "measure_once"]
 
 
 @dataclass(frozen=True)
@@ -61,24 +56,16 @@ def measure_cost(function: Callable[[], Any], *, repeats: int = 3) -> Cost:
     return Cost(result, tuple(wall), tuple(cpu), peak)
 
 
+def measure_once(function: Callable[[], Any]) -> Cost:
+    """Call a long `function` once, under the clock and with its memory."""
+    results: list[Any] = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    peak = _peak_of(lambda: results.append(function()))
+    return Cost(results[0], (time.perf_counter() - wall,), (time.process_time() - cpu,), peak)
+
+
 def _peak_of(function: Callable[[], Any]) -> int | None:
     """Return how far resident memory rises while the function runs; None where the kernel does not tell."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is taken
-    try:
-        _RESET.write_text("5")
-    except OSError:
-        function()
-        return None
-    before = _status("VmRSS")
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, peak_memory() as peak:
         pool.submit(function).result()
-    return max(_status("VmHWM") - before, 0)
-
-
-def _status(key: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return peak.bytes

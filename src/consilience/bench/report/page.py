@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
@@ -11,14 +12,21 @@ from consilience.bench.bootstrap import Difference
 from consilience.bench.evaluation import MEAN, Evaluation, Row
 from consilience.bench.report.bars import gain_bars, gain_range
 from consilience.bench.report.colours import theme_css
+from consilience.bench.report.front import front_picture
 from consilience.bench.report.heatmap import heat_map, legend
 from consilience.bench.table import PARTIAL_WORDS, oracle_label, partial_mark, signed
+from consilience.tuning.pareto import ParetoFront
 
 __all__ = ["render"]
 
 
-def render(evaluation: Evaluation, *, title: str = "Consilience: evaluation") -> str:
-    """Return the whole page as one string of HTML; texts of users are escaped, nothing external is referenced."""
+def render(
+    evaluation: Evaluation, *, title: str = "Consilience: evaluation", fronts: Sequence[ParetoFront] = ()
+) -> str:
+    """Return the whole page as one string of HTML; texts of users are escaped, nothing external is referenced.
+
+    fronts: trade-offs to show beside the table.
+    """
     style = files(__package__).joinpath("style.css").read_text(encoding="utf-8") + theme_css()
     sections = [
         _head(evaluation, title),
@@ -28,6 +36,7 @@ def render(evaluation: Evaluation, *, title: str = "Consilience: evaluation") ->
         ),
         _section("What each model gains and loses", _bars_text(evaluation), _panels(evaluation)),
         _section("The numbers", _table_text(evaluation), _scroll(_table(evaluation)), _also(evaluation)),
+        *(_front(front, evaluation.metric) for front in fronts),
         _recipes(evaluation),
         _section(
             "Cost", "Seconds are spent encoding; texts found in the cache or seen before cost none.", _cost(evaluation)
@@ -47,6 +56,26 @@ def render(evaluation: Evaluation, *, title: str = "Consilience: evaluation") ->
 def _section(heading: str, words: str, *content: str) -> str:
     lead = f'<p class="lead">{words}</p>' if words else ""
     return f"<section>\n<h2>{escape(heading)}</h2>\n{lead}{''.join(content)}\n</section>"
+
+
+def _front(front: ParetoFront, metric: str) -> str:
+    spent = front.evaluations
+    words = (
+        f"{spent['search']} evaluations on dev queries to find it, {spent['front']} to measure its points there; what "
+        f"is shown was measured on held-out queries ({escape(metric)}, 95 % intervals). Squares: the base and each "
+        "expert alone. Along the front no point is better for all tasks."
+    )
+    head = f"<thead><tr>{_cells([f'weight of {escape(name)}' for name in front.experts], 'th')}"
+    head += f"{_cells([escape(task) for task in front.tasks], 'th')}</tr></thead>"
+    lines = []
+    for point in front.points:
+        values = [f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for value, low, high in point.held_out or ()]
+        lines.append(f"<tr>{_cells([*(f'{weight:.2f}' for weight in point.coefficients), *values])}</tr>")
+    table = f'<table class="scores">{head}<tbody>{"".join(lines)}</tbody></table>'
+    data = b64encode(front_picture(front, metric=metric).encode()).decode()  # an image: its style stays its own
+    what = f"Pareto front of {', '.join(front.experts)} on {', '.join(front.tasks)}"
+    picture = f'<img class="front" src="data:image/svg+xml;base64,{data}" alt="{escape(what)}">'
+    return _section(f"Trade-offs: {', '.join(front.tasks)}", words, _scroll(picture), _scroll(table))
 
 
 def _scroll(content: str) -> str:
@@ -82,9 +111,10 @@ def _tiles(evaluation: Evaluation) -> str:
         (evaluation.best(("expert",)), "best single expert"),
         (evaluation.best(("baseline",)), "uniform average"),
         (evaluation.best(("candidate",)), "best candidate"),
+        (evaluation.best(("bundle",)), "bundle with a router"),
         (evaluation.best(("oracle",)), "oracle, best per domain"),
     ]
-    best = evaluation.best(("base", "expert", "baseline", "candidate"))
+    best = evaluation.best(("base", "expert", "baseline", "candidate", "bundle"))
     tiles = []
     for name, words in chosen:
         if name is None:
@@ -130,7 +160,7 @@ def _table_text(evaluation: Evaluation) -> str:
 
 
 def _panels(evaluation: Evaluation) -> str:
-    merged = [row.name for kind in ("candidate", "baseline") for row in evaluation.rows if row.kind == kind]
+    merged = [row.name for kind in ("candidate", "bundle", "baseline") for row in evaluation.rows if row.kind == kind]
     experts = [row.name for row in evaluation.rows if row.kind == "expert"]
     if not merged and not experts:
         return "<p>Only the base was measured.</p>"
