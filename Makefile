@@ -54,6 +54,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/merge_speed.py
 	$(BIN)/python benchmarks/spectral_speed.py
 	$(BIN)/python benchmarks/all_methods.py
+	$(BIN)/python benchmarks/composition.py
 
 reproduce: $(VENV)/.demo
 	@for system in $(REPRODUCTIONS); do $(BIN)/python -m reproductions.$$system $(FLAGS) || exit; done

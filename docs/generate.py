@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "build/bench/merge_speed.json"
 DEMO = ROOT / "build/demo"
 COMPARED = ROOT / "build/methods"
+COMPOSED = ROOT / "build/composition"
 REPRODUCED = ROOT / "build/reproductions"
 
 
@@ -145,6 +146,48 @@ def compared_block(found: dict) -> str:
     return "\n".join(lines)
 
 
+def composed_block(record: dict) -> str:
+    """Return everything that was made of one set of experts: one line per model."""
+    rows = sorted(record["rows"], key=lambda row: -row["with_expert"])
+    others = "without_expert" in rows[0]
+    n = rows[0]["against_base"]["n"]
+    caps = record["caps"]["test"]
+    head = (
+        "| model | domains with an expert | against the base | against tuned task arithmetic | of the oracle's gain |"
+    )
+    head += " domains without | against the base |" if others else ""
+    lines = [
+        f"{len(record['experts'])} domains with an expert, {n} test queries, at most {caps['queries']} a domain, each "
+        f"searching {caps['documents']} documents or more; nDCG@10 x 100; paired 95 % intervals in brackets.",
+        "",
+        f"{head} CPU s | memory, MB | chosen |",
+        "|---|---|---|---|---|" + ("---|---|" if others else "") + "---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["name"], f"{100 * row['with_expert']:.1f}", _gain(row["against_base"])]
+        cells += [_gain(row["against_reference"]), f"{row['share']:.0%}"]
+        if others:
+            cells += [f"{100 * row['without_expert']:.1f}", _gain(row["without_against_base"])]
+        peak = row["peak_bytes"]
+        chosen = {key: value for key, value in row["chosen"].items() if key not in ("dev", "picks")}
+        cells += [
+            "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+            "" if peak is None else f"{peak / 1e6:.0f}",
+        ]
+        cells.append(", ".join(f"{key} {value}" for key, value in chosen.items()))
+        lines.append("| " + " | ".join(cells) + " |")
+    for router in record["routers"]:
+        facts = "; ".join(f"{name}: {value}" for name, value in router["rows"])
+        lines += ["", f"Router `{router['router']}` on the test queries of all domains: {facts}."]
+    for row in rows:
+        lines += ["", *(f"{row['name']}: {notice}." for notice in row["notices"])] if row["notices"] else []
+    return "\n".join(lines)
+
+
+def _gain(found: dict) -> str:
+    return f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+
+
 def verdicts_block(reports: list[dict]) -> str:
     """Return every claim of every reproduction with its verdict, and which have not been run in full."""
     parts = []
@@ -184,6 +227,11 @@ def main() -> None:
     if results:
         text = replace_block(text, "compared", compared_block(results))
     page.write_text(text)
+    page = ROOT / "docs/composition.md"
+    for path in sorted(COMPOSED.glob("*.json")):
+        record = json.loads(path.read_text())
+        if not record["quick"]:
+            page.write_text(replace_block(page.read_text(), path.stem, composed_block(record)))
     reports = [json.loads(path.read_text()) for path in sorted(REPRODUCED.glob("*/report.json"))]
     if reports := [report for report in reports if not report["quick"]]:
         page = ROOT / "docs/reproductions.md"

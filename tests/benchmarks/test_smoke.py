@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -62,3 +64,16 @@ def test_the_comparison_of_methods_runs_from_end_to_end(tmp_path):
     assert rows["linear"]["difference"] == 0 and rows["task_arithmetic"]["trials"] == 3
     assert rows["fisher"]["score"] > rows["base"]["score"] - 0.05
     assert "at most 1 expert" in rows["slerp"]["reason"]
+
+
+@pytest.mark.slow
+def test_everything_on_one_set_of_experts_runs_from_end_to_end(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/composition.py"), "demo", "--quick", "--out", str(tmp_path)]
+    for _ in range(2):  # the second time everything is read again
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((tmp_path / "demo.json").read_text())
+    kinds = {row["kind"] for row in record["rows"]}
+    assert kinds == {"base", "expert", "merge", "learner", "bundle", "oracle"} and record["quick"]
+    assert {row["name"] for row in record["rows"]} >= {"task_arithmetic", "best static", "atlas", "evolution"}
+    assert len(record["routers"]) == 3

@@ -24,6 +24,7 @@ _FULL = {"queries": None, "documents": 1200}
 _FRONT = {"queries": 30, "documents": 60}  # of each of two domains
 _POINTS = 5
 _ROUTED = "bundle + router"
+_TAUGHT = 1000  # training queries of each domain for the router
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def run_demo(
     bundle = create_bundle(
         out / "bundle", models["base"], {name: models[name] for name in experts}, residual="adapter", encodes="both"
     )
-    bundle = bundle.set_router(fit_domain_router(bundle, suite))
+    bundle = bundle.set_router(fit_domain_router(bundle, suite, queries=_TAUGHT))
     say(f"trade-offs of the weights in {examples / 'pareto.yml'}")
     front = _front(examples, out / "pareto", progress)
     say(f"evaluating base, {len(experts)} experts, {len(candidates) + 1} merges and the bundle on {suite.name}")

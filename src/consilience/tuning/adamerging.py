@@ -20,7 +20,17 @@ from torch import Tensor
 
 from consilience.errors import Problems, RequestError
 from consilience.tuning.composition import Composition, Granularity, State, Vectors
-from consilience.tuning.learning import Descent, Guard, Learned, entropy, learn, own_tensors, shuffled_batch
+from consilience.tuning.learning import (
+    Descent,
+    Guard,
+    Learned,
+    choice_problems,
+    entropy,
+    learn,
+    own_tensors,
+    shuffled_batch,
+    sound,
+)
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -75,6 +85,7 @@ def adamerging(
             "needs all three, under one name"
         )
     problems.extend(f"task {name!r} has no inputs; leave it out" for name, found in examples.items() if not len(found))
+    problems.extend(choice_problems(models, examples, batch))
     if min(steps, batch, batches, every, monitored) < 1 or not learning_rate > 0:
         problems.add(
             f"steps {steps}, batches {batches} of {batch}, every {every}, monitored {monitored}, learning rate "
@@ -84,13 +95,13 @@ def adamerging(
     composition = Composition(base, experts, granularity=granularity, vectors=vectors, density=density, tensors=tensors)
     agreement = _Agreement(experts, models, examples, monitored)
 
-    def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for task, model in models.items():
             own = own_tensors(model, parameters)
             for number in range(batches):
                 draw = (step - 1) * batches + number
                 (given,) = model.batches(shuffled_batch(examples[task], batch, draw, task, seed=seed), batch)
-                yield entropy(model.logits(given, own))
+                yield task, entropy(model.logits(given, own))
 
     def values(raw: Tensor) -> Tensor:
         return raw.clamp(0, 1) if clamp else raw
@@ -144,7 +155,7 @@ class _Agreement:
                 logits = [model.logits(given, own) for given in self.batches[task]]
             if any(found.shape[-1] < 2 for found in logits):
                 problems.add(f"task {task!r} has a single outcome: its entropy is always 0; leave it out")
-            elif not all(bool(torch.isfinite(found).all()) for found in logits):
+            elif not all(sound(found) for found in logits):
                 problems.add(f"task {task!r}: the expert's predictions are NaN or infinite; leave it out")
             self.expected[task] = [found.argmax(dim=-1) for found in logits]
         problems.raise_if_any(RequestError, "adamerging")

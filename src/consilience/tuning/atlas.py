@@ -90,7 +90,7 @@ def atlas(
     share = max(batch // len(models), 1)
     signs = {task: -1.0 if task in forget else 1.0 for task in models}
 
-    def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for task, model in models.items():
             (given,) = model.batches(shuffled_batch(examples[task], share, step - 1, task, seed=seed), share)
             yield task, signs[task] * model.loss(given, own_tensors(model, parameters))
@@ -222,7 +222,9 @@ class _Scores:
                 (given,) = model.batches(part, len(part))
                 logits = model.logits(given, own)
                 if not sound(logits):
-                    raise WorkError(f"task {task!r}: predictions are nan or infinite; check its examples")
+                    raise WorkError(
+                        f"task {task!r}: the loss is nan or infinite, as predictions are; check its examples"
+                    )
                 predicted = logits.argmax(dim=-1)
                 right += sum(int(a) == b for a, b in zip(predicted, _answers(model, part), strict=True))
         return right / len(found)

@@ -65,7 +65,7 @@ class Composition:
 
     Task vectors are held in memory, float32 (float64 for a float64 base). Experts are in the order of their names.
     `partition` holds, by tensor, the group of every element, and `index` the blocks of every tensor.
-    Raises RequestError listing the experts whose tensors do not fit the base or are not finite.
+    Raises RequestError listing the experts whose tensors do not fit the base, and what is not finite.
     """
 
     def __init__(
@@ -120,6 +120,9 @@ class Composition:
         if self.groups is not None and self.groups < 1:
             problems.add(f"groups {self.groups}: use 1 or more")
         problems.raise_if_any(RequestError, "composition")
+        broken = [name for name in self._all() if not bool(torch.isfinite(self.base[name]).all())]
+        if broken:
+            problems.add(f"the base: NaN or infinity in {', '.join(broken[:3])}")
         for expert, state in self._experts.items():
             for name in self._all():
                 if name not in state or state[name].shape != self.base[name].shape:

@@ -109,7 +109,7 @@ def expert_merging(
     tasks = list(models)
     weights = {task: (task_weights or {}).get(task, 1.0) for task in tasks}
 
-    def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for visit in range((step - 1) * accumulation, step * accumulation):
             task = tasks[visit % len(tasks)]
             place = (visit // len(tasks)) % len(imitation.batches[task])
@@ -132,7 +132,11 @@ def expert_merging(
     first = torch.full(composition.shape, math.log(inside / (1 - inside)) if constrained else start)
     guard = Guard(lambda found: imitation.entry(composition.parameters(found)), every)
     raw, trace, notices = learn(composition, first, losses, descent, guard, job=job)
-    facts = {"start": trace[0]["imitation"], "end": trace[-1]["imitation"], "coefficients": learnt}
+    end = trace[-1]
+    if notices:  # what is returned may be an earlier point
+        with torch.no_grad():
+            end = imitation.entry(composition.parameters(values(raw)))
+    facts = {"start": trace[0]["imitation"], "end": end["imitation"], "coefficients": learnt}
     name = "expert_merging++" if pieces else "expert_merging"
     return Learned(name, composition, values(raw), tuple(trace), facts, tuple(notices))
 
@@ -196,7 +200,9 @@ class _Imitation:
             with torch.no_grad():
                 self.expected[task] = [self._run(model, given, own) for given in self.batches[task]]
             if not all(sound(logits) for _, logits in self.expected[task]):
-                raise WorkError(f"task {task!r}: the expert's predictions are nan or infinite; check its inputs")
+                raise WorkError(
+                    f"task {task!r}: the expert's predictions are nan or infinite, and so is the loss; check its inputs"
+                )
 
     def _run(self, model: Predictor, given: Any, parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
         with _outputs(model, self.hidden) as states:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from consilience.errors import Problems, RequestError, WorkError
 from consilience.tuning.frank_wolfe_pool import Pool, Score, State
-from consilience.tuning.learning import entropy
+from consilience.tuning.learning import choice_problems, entropy
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -143,6 +143,8 @@ def frank_wolfe(
     if not models or set(models) != set(examples):
         problems.add(f"tasks {sorted(models)} with examples of {sorted(examples)}; each task needs both")
     problems.extend(f"task {name!r} has no examples" for name, found in examples.items() if not len(found))
+    smallest = min(batch, learning_batch) if variant == "soft" and learning_steps else batch
+    problems.extend(choice_problems(models, examples, smallest))
     if iterations < 1 or learning_steps < 0 or batch < 1 or learning_batch < 1:
         problems.add(
             f"iterations {iterations}, learning steps {learning_steps}, batches {batch} and {learning_batch}: "

@@ -47,6 +47,8 @@ class Pool:
             problems.add(
                 f"{len(self.names)} models and {len(self.tensors)} tensors to merge; there must be some of both"
             )
+        if broken := [t for t in self.tensors if not bool(torch.isfinite(base[t]).all())]:
+            problems.add(f"the base: NaN or infinity in {', '.join(broken[:3])}")
         for name in self.names:
             state = self._read(name)
             wrong = [t for t in self.tensors if t not in state or state[t].shape != base[t].shape]

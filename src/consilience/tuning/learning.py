@@ -24,10 +24,25 @@ if TYPE_CHECKING:
     from consilience.core.jobs import Job
     from consilience.models.model import Predictor
 
-__all__ = ["Descent", "Guard", "Learned", "entropy", "learn", "own_tensors", "shuffled_batch"]
+__all__ = [
+    "Descent",
+    "Guard",
+    "Learned",
+    "choice_problems",
+    "entropy",
+    "learn",
+    "own_tensors",
+    "shuffled_batch",
+    "sound",
+]
 
-Losses = Callable[[int, Mapping[str, Tensor]], Iterator[Tensor]]
-"""Yields the parts of the loss of a step (from 1) as a function of the composed tensors; their sum is descended."""
+Losses = Callable[[int, Mapping[str, Tensor]], Iterator[tuple[str, Tensor]]]
+"""Yields the parts of the loss of a step (from 1), each with the name of its task, as a function of the composed
+tensors; their sum is descended."""
+
+_FLAT = 1e-6  # a range of the loss below this, relatively, is flat
+_FLAT_MEASUREMENTS, _FLAT_STEPS = 3, 20  # that the flat stretch has at the least
+_DIVERGED = 10.0  # a rise above the first loss by so many times it, or by so many nats
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,9 @@ def learn(
     """Descend from raw numbers `start` (experts, blocks); return the raw numbers, the trace and notices.
 
     The same arguments give the same numbers; with a job, measurements are journalled and a killed run goes on from the
-    last one. Raises WorkError where a loss is NaN or infinite.
+    last one. Stops, with a notice, where the guard says so, where the loss has risen far above the first one (the best
+    coefficients are returned), and where the objective is flat: over three measurements and 20 steps at the least no
+    coefficient moved, or the loss stayed within a millionth. Raises WorkError where a loss is NaN or infinite.
     """
     raw = start.detach().clone().requires_grad_(True)
     optimiser = descent.optimiser([raw])
@@ -108,13 +125,15 @@ def learn(
     best, kept = first["score"], raw.detach().clone()
     notices: list[str] = []
     sums: list[float] = []
+    opening: float | None = None  # the loss of the first step
+    flatness = _Flatness(guard.every, descent.values(kept))
     for step in range(1, descent.steps + 1):
         due = step % guard.every == 0 or step == descent.steps
         key = f"step {min(-(-step // guard.every) * guard.every, descent.steps)}"
         if job is not None and key in job.done:
             if not due:
                 continue
-            entry = job.done[key]["entry"]
+            entry, opening = job.done[key]["entry"], job.done[key].get("opening", opening)
             _restore(raw, optimiser, job.done[key]["optimiser"])
         else:
             if job is not None:
@@ -122,12 +141,13 @@ def learn(
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * (descent.schedule(step - 1) if descent.schedule else 1.0)
             sums.append(_step(composition, raw, optimiser, losses, descent, step))
+            opening = sums[0] if step == 1 else opening
             if not due:
                 continue
             entry = _measured(guard, descent.values(raw.detach()), step, float(np.mean(sums)))
             sums = []
             if job is not None:
-                job.record(key, entry=entry, optimiser=_numbers(raw, optimiser))
+                job.record(key, entry=entry, optimiser=_numbers(raw, optimiser), opening=opening)
         trace.append(entry)
         if entry["score"] >= best:
             best, kept = entry["score"], raw.detach().clone()
@@ -137,7 +157,40 @@ def learn(
                 "coefficients with the best score are returned"
             )
             return kept, trace, notices
+        if opening is not None and entry["loss"] - opening > _DIVERGED * max(abs(opening), 1.0):
+            notices.append(
+                f"the loss rose from {opening:.4g} to {entry['loss']:.4g} by step {step}: it diverges; stopped there, "
+                "the coefficients with the best score are returned; lower the learning rate"
+            )
+            return kept, trace, notices
+        with torch.no_grad():
+            reason = flatness.reason(entry["loss"], descent.values(raw.detach()))
+        if reason is not None and step < descent.steps:
+            notices.append(f"{reason}: the objective is flat; stopped at step {step} of {descent.steps}")
+            break
     return (kept if guard.always_best else raw.detach().clone()), trace, notices
+
+
+class _Flatness:
+    """Sees from measurement to measurement whether anything still changes."""
+
+    def __init__(self, every: int, values: Tensor) -> None:
+        self.window = max(_FLAT_MEASUREMENTS, -(-_FLAT_STEPS // every))
+        self.every, self.values, self.still = every, values.clone(), 0
+        self.losses: list[float] = []
+
+    def reason(self, loss: float, values: Tensor) -> str | None:
+        """Return what is flat over the last measurements, None where nothing is."""
+        self.still = self.still + 1 if torch.equal(values, self.values) else 0
+        self.values = values.clone()
+        self.losses = [*self.losses, loss][-self.window :]
+        over = f"over the last {self.window * self.every} steps"
+        if self.still >= self.window:
+            return f"no coefficient moved {over}"
+        size = max(map(abs, self.losses))
+        if len(self.losses) == self.window and max(self.losses) - min(self.losses) <= _FLAT * size:
+            return f"the loss stayed at {loss:.6g} {over}"
+        return None
 
 
 def _step(
@@ -154,15 +207,15 @@ def _step(
         composed = composition.parameters(values)
     leaves = {name: value.requires_grad_(True) for name, value in composed.items()}
     total = 0.0
-    for part in losses(step, leaves):
-        total += _finite(part, step)
+    for task, part in losses(step, leaves):
+        total += _finite(part, step, f"task {task!r}")
         part.backward()  # type: ignore[no-untyped-call]
     slopes = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     optimiser.zero_grad()
     objective = (values * composition.gradient(slopes).to(values.dtype)).sum()  # its gradient is the chain rule
     if descent.penalty is not None:
         penalty = descent.penalty(values)
-        total += _finite(penalty, step)
+        total += _finite(penalty, step, "the penalty")
         objective = objective + penalty
     objective.backward()  # type: ignore[no-untyped-call]
     if descent.frozen is not None and raw.grad is not None:
@@ -177,11 +230,12 @@ def _step(
     return total
 
 
-def _finite(loss: Tensor, step: int) -> float:
+def _finite(loss: Tensor, step: int, whose: str) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise WorkError(
-            f"the loss is {value} in step {step}; check the examples and the models, or lower the learning rate"
+            f"{whose}: the loss is {value} in step {step}; check the examples and the models, or lower the learning "
+            "rate"
         )
     return value
 
@@ -222,6 +276,26 @@ def entropy(logits: Tensor) -> Tensor:
     """
     chances = logits.log_softmax(dim=-1).clamp(min=-1e4)  # the gradient of p log p by way of p is NaN at 0
     return -(chances.exp() * chances).sum(dim=-1).mean()
+
+
+def sound(logits: Tensor) -> bool:
+    """Return whether logits are a distribution each: no NaN, and something is possible.
+
+    >>> sound(torch.tensor([[0.0, float("-inf")]])), sound(torch.tensor([[0.0, float("nan")]]))
+    (True, False)
+    """
+    return bool(torch.isfinite(logits.softmax(dim=-1)).all())
+
+
+def choice_problems(models: Mapping[str, Predictor], examples: Mapping[str, Sequence[Any]], batch: int) -> list[str]:
+    """Return what is wrong where the outcomes of a model are the documents of a batch and there is but one."""
+    found = []
+    for task in (task for task, model in models.items() if getattr(model, "in_batch", False)):
+        if len(examples.get(task, ())) == 1:
+            found.append(f"task {task!r} has one example; its outcomes are the documents of a batch: give 2 or more")
+        if batch == 1:
+            found.append(f"task {task!r}: batches of 1; its outcomes are the documents of a batch: use 2 or more")
+    return found
 
 
 def own_tensors(model: Predictor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -137,14 +137,15 @@ def self_positioning(
         parameters = {n: value for n, value in positions.parameters(values).items() if n in own}
         return models[task].loss(given, parameters) + mu * found[-1]
 
-    def measure() -> float:
+    def measure(step: int) -> float:
         with torch.no_grad():
             found = functional.softplus(raw)
-            each = [np.mean([objective(found, task, b).item() for b in watched[task]]) for task in tasks]
-        return float(np.mean(each))
+            each = {task: float(np.mean([objective(found, task, b).item() for b in watched[task]])) for task in tasks}
+        for task, value in each.items():
+            _finite(value, step, task)
+        return float(np.mean(list(each.values())))
 
-    first = measure()
-    _finite(first, 0)
+    first = measure(0)
     trace: list[dict[str, Any]] = [_entry(0, None, first, raw)]
     best, kept = first, raw.detach().clone()
     notices: list[str] = []
@@ -164,7 +165,7 @@ def self_positioning(
             task = tasks[step % len(tasks)]
             own = batches[task]
             loss = objective(functional.softplus(raw), task, own[(step // len(tasks)) % len(own)])
-            _finite(float(loss.detach()), step)
+            _finite(float(loss.detach()), step, task)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             forwards += 1
@@ -172,8 +173,7 @@ def self_positioning(
             losses.append(float(loss.detach()))
             if step % _CHECK_EVERY and step != steps:
                 continue
-            found = measure()
-            _finite(found, step)
+            found = measure(step)
             entry = _entry(step, float(np.mean(losses)), found, raw)
             losses = []
             if job is not None:
@@ -237,9 +237,9 @@ def _entry(step: int, loss: float | None, held_out: float, raw: Tensor) -> dict[
     return {"step": step, "loss": loss, "held_out": held_out, "a": numbers[:-1], "norm": numbers[-1]}
 
 
-def _finite(value: float, step: int) -> None:
+def _finite(value: float, step: int, task: str) -> None:
     if not np.isfinite(value):
-        raise WorkError(f"self-positioning: the loss is {value} in step {step}; check the pairs and the experts")
+        raise WorkError(f"task {task!r}: the loss is {value} in step {step}; check its pairs and the experts")
 
 
 def _numbers(raw: Tensor, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

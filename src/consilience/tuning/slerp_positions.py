@@ -78,6 +78,8 @@ class SlerpPositions:
         problems = Problems()
         if not experts:
             problems.add("no experts are given")
+        if broken := [n for n in names if not bool(torch.isfinite(base[n]).all())]:
+            problems.add(f"the base: NaN or infinity in {', '.join(broken[:3])}")
         for expert, state in experts.items():
             wrong = [n for n in names if n not in state or state[n].shape != base[n].shape]
             extra = [n for n in state if n not in base]
