@@ -30,9 +30,10 @@ def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, s
     if not names or not _says_tied(config):
         return {}
     stored = set(names)
-    if "shared.weight" in stored:
-        aliases = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"]
-        return {alias: "shared.weight" for alias in aliases if alias not in stored}
+    for inside in ("", "model."):  # T5's and BART's kin
+        if f"{inside}shared.weight" in stored:
+            parts = [f"{inside}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+            return {alias: f"{inside}shared.weight" for alias in [*parts, "lm_head.weight"] if alias not in stored}
     embedding = next((name for leaf in _EMBEDDINGS for name in names if _is_leaf(name, leaf)), None)
     if embedding is None:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from consilience.data.graded import GradedData, GradedPairs
+from consilience.data.instructions import InstructionData
 from consilience.data.labelled import LabelledData, LabelledTexts
 from consilience.data.language import LanguageData
 from consilience.data.metrics import Metric, measure, ndcg_at, rank
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluationSet",
     "GradedData",
     "GradedPairs",
+    "InstructionData",
     "LabelledData",
     "LabelledTexts",
     "LanguageData",

@@ -1,4 +1,4 @@
-"""Runnable models on transformers: dense text encoders, classifiers on them, causal language models."""
+"""Runnable models on transformers: dense text encoders, classifiers on them, causal and sequence-to-sequence models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from consilience.models.causal_loading import load_causal
 from consilience.models.creation import create_causal
 from consilience.models.loading import load_encoder
+from consilience.models.seq2seq_loading import create_seq2seq, load_seq2seq
 
 if TYPE_CHECKING:
     from consilience.models.batching import Tokens
@@ -21,9 +22,11 @@ __all__ = [
     "TextClassifier",
     "Tokens",
     "create_causal",
+    "create_seq2seq",
     "load_causal",
     "load_classifier",
     "load_encoder",
+    "load_seq2seq",
 ]
 
 _WITH_TORCH = {

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from consilience.errors import OutputError, RequestError, did_you_mean
+from consilience.errors import RequestError
 from consilience.models.batching import Tokens, length_sorted_batches, pad
-
-if TYPE_CHECKING:
-    from consilience.checkpoints import Checkpoint
+from consilience.models.transformer_model import TransformerModel
 
 __all__ = ["CausalBatch", "CausalModel", "Generation", "TextExample"]
 
@@ -50,10 +46,11 @@ class Generation:
     cut: bool
 
 
-class CausalModel:
+class CausalModel(TransformerModel):
     """A causal language model: `loss`, `generate`, `hidden_states`, `save`. Made by `load_causal` or `create_causal`.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from consilience.models import create_causal
     >>> folder = Path(tempfile.mkdtemp()) / "tiny"
     >>> config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1}
@@ -67,57 +64,6 @@ class CausalModel:
     An example is a text, all of whose tokens count, or a pair (prompt, completion), where the completion and the end
     of text count. `names` maps parameters of `module` to the checkpoint's tensors.
     """
-
-    def __init__(
-        self, checkpoint: Checkpoint, module: Any, tokenizer: Any, names: Mapping[str, str], *, max_tokens: int
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.module = module
-        self.tokenizer = tokenizer
-        self.names: Mapping[str, str] = dict(names)
-        self.max_tokens = max_tokens
-
-    def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.module.parameters())
-        return f"CausalModel({self.name!r}, {count} parameters, max_tokens={self.max_tokens})"
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's name."""
-        return self.checkpoint.name
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = next(self.module.parameters()).device
-        return device
-
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the parameters in use, by tensor name of the checkpoint."""
-        own = dict(self.module.named_parameters())
-        return {tensor: own[name] for name, tensor in self.names.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return a copy of the parameters, by tensor name of the checkpoint: what merges take."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy values into the parameters, by tensor name, some or all; see `logits` for the errors."""
-        own = dict(self.module.named_parameters())
-        with torch.no_grad():
-            for name, value in self._own(state).items():
-                own[name].copy_(value)
-
-    def _own(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        back = {tensor: name for name, tensor in self.names.items()}
-        own = dict(self.module.named_parameters())
-        for tensor, value in parameters.items():
-            if tensor not in back:
-                raise RequestError(f"{self.name}: no parameter is named {tensor!r}{did_you_mean(tensor, back)}")
-            if value.shape != own[back[tensor]].shape:
-                shape = list(own[back[tensor]].shape)
-                raise RequestError(f"{self.name}: {tensor} has shape {shape}, the substitute {list(value.shape)}")
-        return {back[tensor]: value for tensor, value in parameters.items()}
 
     def tokenise(self, examples: Sequence[TextExample], *, cut: bool = False) -> tuple[Tokens, NDArray[np.int64]]:
         """Return the tokens of examples, and for each the position of its first token that counts.
@@ -168,11 +114,6 @@ class CausalModel:
         real = torch.from_numpy(mask).bool()
         counted = real & (torch.arange(real.shape[1])[None, :] >= torch.from_numpy(first[rows])[:, None])
         return CausalBatch(*(array.to(self.device) for array in (torch.from_numpy(ids), real, counted)))
-
-    @property
-    def _pad_id(self) -> int:
-        tokenizer = self.tokenizer
-        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
     def logits(self, batch: CausalBatch, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return (examples, positions, vocabulary): the scores of the token that follows each position.
@@ -229,14 +170,6 @@ class CausalModel:
                 counts[rows] = batch.counted[:, 1:].sum(dim=1).cpu().numpy()
         return sums, counts
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.module.training
-        self.module.eval()
-        with torch.inference_mode():
-            yield
-        self.module.train(training)
-
     def generate(self, prompts: Sequence[str], *, new_tokens: int, batch_tokens: int = 8192) -> list[Generation]:
         """Return the greedy continuation of each prompt, at most `new_tokens` tokens, without special tokens.
 
@@ -270,11 +203,6 @@ class CausalModel:
                     answers[row] = Generation(text, length, length == new_tokens)
         return [answer for answer in answers if answer is not None]
 
-    def _ends(self) -> list[int]:
-        configured = self.module.generation_config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured, self.tokenizer.eos_token_id]
-        return sorted({int(token) for token in listed if token is not None})
-
     def hidden_states(
         self, texts: Sequence[str], *, position: Literal["last", "mean"] = "last", size: int = 16
     ) -> NDArray[np.float32]:
@@ -295,22 +223,3 @@ class CausalModel:
                     picked = (states * batch.mask[None, :, :, None]).sum(dim=2) / lengths[None, :, None]
                 parts.append(picked.cpu().numpy())
         return np.concatenate(parts, axis=1)
-
-    def save(self, folder: str | Path, *, dtype: str | None = None) -> Path:
-        """Write the model as it stands to a new or empty folder, with its tokenizer and configs, and return the folder.
-
-        dtype: what parameters are rounded to, once (None: the type each has on disk). Raises OutputError when the
-        folder holds something, NonFiniteError naming a tensor with NaN or infinity.
-        """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"output {folder}: exists and is not an empty folder; choose another place")
-        self.write(folder, dtype=dtype)
-        return folder
-
-    def write(self, folder: Path, *, dtype: str | None = None) -> None:
-        """Write the model's files into `folder`, replacing files of the same name; see `save`."""
-        from consilience.models.saving import write_model
-
-        values = {name: parameter.detach().float() for name, parameter in self.parameters().items()}
-        write_model(self.checkpoint, values, folder, dtype=dtype)
