@@ -57,8 +57,7 @@ class Learner:
         problems = Problems()
         for name, value in options.items():
             if name not in self.options:
-                known = ", ".join(self.options)
-                problems.add(f"option {name!r} is unknown{did_you_mean(name, self.options)}; there are {known}")
+                problems.add(f"option {name!r} is unknown{did_you_mean(name, self.options)}")
                 continue
             default = self.options[name]
             number = isinstance(value, int | float) and not isinstance(value, bool)

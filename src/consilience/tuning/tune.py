@@ -100,7 +100,7 @@ def tune_recipe(
     problems = Problems()
     learner = LEARNERS.get(method)
     if learner is None:
-        problems.add(f"method {method!r} is unknown{did_you_mean(method, LEARNERS)}; there are {', '.join(LEARNERS)}")
+        problems.add(f"method {method!r} is unknown{did_you_mean(method, LEARNERS)}")
     else:
         problems.extend(learner.check(options or {}))
     if request.base is None or request.slices is not None:

@@ -63,7 +63,7 @@ def _front(front: ParetoFront, metric: str) -> str:
     words = (
         f"{spent['search']} evaluations on dev queries to find it, {spent['front']} to measure its points there; what "
         f"is shown was measured on held-out queries ({escape(metric)}, 95 % intervals). Squares: the base and each "
-        "expert alone. Along the front no point is better for all tasks."
+        "expert alone. No point of the front is better for all tasks on dev; held-out values may order them otherwise."
     )
     head = f"<thead><tr>{_cells([f'weight of {escape(name)}' for name in front.experts], 'th')}"
     head += f"{_cells([escape(task) for task in front.tasks], 'th')}</tr></thead>"
