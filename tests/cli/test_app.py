@@ -16,7 +16,7 @@ GROUPS = [group.typer_instance.info.name for group in app.registered_groups]
 
 def test_the_verbs_are_pinned(capsys):
     first, last = ["merge", "plan", "inspect", "moe", "extract", "train"], ["eval", "demo", "methods"]
-    assert [*first, "statistics", "pareto", *last] == VERBS
+    assert [*first, "statistics", "tune", "pareto", *last] == VERBS
     assert GROUPS == ["bundle"]
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
