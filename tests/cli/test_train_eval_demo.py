@@ -160,6 +160,8 @@ def test_demo(capsys, expert, tmp_path):
     assert run(["demo", "--examples", str(examples), "--out", str(out), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert list(again) == ["report", "base", "red", "uniform", "linear", "small", "bundle + router", "oracle"]
+    rows = {row["name"]: row for row in json.loads((out / "evaluation.json").read_text())["rows"]}
+    assert rows["bundle + router"]["encoded"] == 0  # its adapters' vectors are those of the experts
     page = (out / "report.html").read_text()
     assert "Trade-offs: red, blue" in page and "bundle with a router" in page
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from consilience.bench.embeddings import Embedder
+from consilience.bench.embeddings import Embedder, Known
 from consilience.bench.search import search
+from consilience.bundles.routers.protocol import BASE
 from consilience.core.hashing import fingerprint
 from consilience.core.progress import Progress
 
@@ -41,12 +42,21 @@ class _Space:
 class SpaceSearch:
     """Searches with a bundle whose experts encode documents too, so that each has a space of its own.
 
-    Documents are encoded in the spaces that queries are sent to, and in no others. cache: folder for vectors.
+    Documents are encoded in the spaces that queries are sent to, and in no others. cache: folder for vectors. known:
+    vectors of models that were measured before, by fingerprint: those of an expert that is kept without loss are used.
     """
 
-    def __init__(self, encoder: BundleEncoder, cache: Path | None = None) -> None:
+    def __init__(
+        self, encoder: BundleEncoder, cache: Path | None = None, known: Mapping[str, Known] | None = None
+    ) -> None:
         self.encoder = encoder
-        self.embedders = {name: Embedder(_Space(encoder, name), cache) for name in encoder.spaces}
+        record = encoder.bundle.record
+        lossless = record["residual"]["kind"] == "adapter"  # base + adapter, bit for bit
+        own = {BASE: record["base"]["fingerprint"], **record.get("fingerprints", {})} if lossless else {}
+        self.embedders = {
+            name: Embedder(_Space(encoder, name), cache, known=(known or {}).get(own.get(name, "")))
+            for name in encoder.spaces
+        }
 
     def search(
         self,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from consilience.bench.baselines import UniformAverage
 from consilience.bench.bootstrap import RESAMPLES
 from consilience.bench.bundled import SpaceSearch
-from consilience.bench.embeddings import Embedder, Encoder, role_prompt
+from consilience.bench.embeddings import Embedder, Encoder, Known, role_prompt
 from consilience.bench.evaluation import KINDS, Evaluation, Kind, Row
 from consilience.bench.search import search
 from consilience.bundles.bundle import Bundle
@@ -121,6 +121,8 @@ def evaluate(
         tasks += _uniform(opened, base, experts, suite, device, split, notes)
     tasks.sort(key=lambda task: KINDS.index(task.kind))
     folder = _cache_folder(cache)
+    bundled = any(isinstance(task.model, Bundle) for task in tasks)
+    known: dict[str, Known] = {}  # vectors by weights, for bundles of the same experts
     total = sum(
         len(drawn.queries) + len(drawn.documents) for t in tasks for s in t.splits for drawn in sets[s].values()
     )
@@ -128,7 +130,9 @@ def evaluate(
     on_choice: dict[str, Mapping[str, float]] = {}
     with Progress(total, "texts", "evaluating", enabled=progress) as bar:
         for task in tasks:
-            measured = _measure(task, suite, sets, folder, device, bar)
+            measured = _measure(task, suite, sets, folder, device, bar, known)
+            if bundled and isinstance(task.model, Checkpoint):
+                known[task.model.fingerprint] = measured.embedders[0].known
             row = _row(task, measured, suite, split, (recipes or {}).get(task.name), task.name in transductive)
             if task.name == base and not row.scores:
                 raise WorkError(f"the base {base!r} failed in every domain: {next(iter(row.failures.values()))}")
@@ -276,8 +280,9 @@ def _measure(
     cache: Path | None,
     device: str | None,
     progress: Progress,
+    known: Mapping[str, Known],
 ) -> _Measured:
-    rank, encoder, embedders = _ranking(task.model, suite, cache, device, progress)
+    rank, encoder, embedders = _ranking(task.model, suite, cache, device, progress, known)
 
     def one(drawn: EvaluationSet) -> dict[Metric, NDArray[np.float64]]:
         return measure(suite.metrics, rank(drawn), drawn.qrels)
@@ -294,7 +299,12 @@ def _measure(
 
 
 def _ranking(
-    model: _Opened, suite: Suite, cache: Path | None, device: str | None, progress: Progress
+    model: _Opened,
+    suite: Suite,
+    cache: Path | None,
+    device: str | None,
+    progress: Progress,
+    known: Mapping[str, Known],
 ) -> tuple[Callable[[EvaluationSet], NDArray[np.int64]], Encoder, tuple[Embedder, ...]]:
     """Return how a model ranks the documents of a domain, its encoder, and what counts the texts it encodes."""
     encoder: Any = model
@@ -307,7 +317,7 @@ def _ranking(
     prompts = (role_prompt(encoder, "query", suite.prompts), role_prompt(encoder, "document", suite.prompts))
     depth, similarity = max(metric.cutoff for metric in suite.metrics), suite.similarity
     if len(getattr(encoder, "spaces", ())) > 1:
-        spaces = SpaceSearch(encoder, cache)
+        spaces = SpaceSearch(encoder, cache, known)
 
         def routed(drawn: EvaluationSet) -> NDArray[np.int64]:
             found = spaces.search(drawn.queries, drawn.documents, depth, similarity=similarity, prompts=prompts)

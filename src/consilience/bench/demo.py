@@ -21,7 +21,7 @@ __all__ = ["DemoResult", "run_demo"]
 
 _SMALL = {"queries": 100, "documents": 200}
 _FULL = {"queries": None, "documents": 1200}
-_FRONT = {"queries": 30, "documents": 60}  # of each of two domains
+_FRONT = {"queries": 20, "documents": 40}  # of each of two domains
 _POINTS = 5
 _ROUTED = "bundle + router"
 _TAUGHT = 1000  # training queries of each domain for the router

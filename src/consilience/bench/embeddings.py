@@ -18,6 +18,8 @@ from consilience.errors import WorkError
 
 __all__ = ["Embedder", "Encoder", "role_prompt"]
 
+Known = dict[tuple[str | None, str], NDArray[np.float32]]
+
 _FORMAT = 1
 _PASSAGE_NAMES = {"query": ("query",), "document": ("document", "passage")}
 
@@ -57,10 +59,18 @@ class Embedder:
     """Embeds text sets with one encoder: from memory, from the cache folder, or by encoding what is missing.
 
     One `.npy` file per encoder and text set (`<fingerprint>-<hash of prompt and texts>.npy`), written whole or not
-    at all, never pickled. `encoded` counts texts that went through the encoder, `reused` those that did not.
+    at all, never pickled. `known` holds the vectors in memory, by prompt and text; another embedder of the same weights
+    may share them. `encoded` counts texts that went through the encoder, `reused` those that did not.
     """
 
-    def __init__(self, encoder: Encoder, cache: Path | None = None, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        cache: Path | None = None,
+        *,
+        progress: Progress | None = None,
+        known: Known | None = None,
+    ) -> None:
         self.encoder = encoder
         self.cache = cache
         self.encoded = 0
@@ -68,7 +78,7 @@ class Embedder:
         self.seconds = 0.0
         self._identity = encoder.fingerprint
         self._progress = progress
-        self._known: dict[tuple[str | None, str], NDArray[np.float32]] = {}
+        self.known: Known = {} if known is None else known
 
     def vectors(self, texts: Sequence[str], prompt: str | None) -> NDArray[np.float32]:
         """Return the vectors of `texts`, float32 (texts, dimension)."""
@@ -77,13 +87,13 @@ class Embedder:
         if found is not None:
             self._reuse(len(texts))
         else:
-            missing = [text for text in dict.fromkeys(texts) if (prompt, text) not in self._known]
+            missing = [text for text in dict.fromkeys(texts) if (prompt, text) not in self.known]
             self._encode(missing, prompt)
             self._reuse(len(texts) - len(missing))
-            found = np.stack([self._known[prompt, text] for text in texts])
+            found = np.stack([self.known[prompt, text] for text in texts])
             self._save(path, found)
         for text, vector in zip(texts, found, strict=True):
-            self._known.setdefault((prompt, text), vector)
+            self.known.setdefault((prompt, text), vector)
         return found
 
     def _encode(self, texts: list[str], prompt: str | None) -> None:
@@ -95,7 +105,7 @@ class Embedder:
         self.encoded += len(texts)
         if found.ndim != 2 or len(found) != len(texts):
             raise WorkError(f"the encoder returned an array of shape {found.shape} for {len(texts)} texts")
-        self._known.update(((prompt, text), vector) for text, vector in zip(texts, found, strict=True))
+        self.known.update(((prompt, text), vector) for text, vector in zip(texts, found, strict=True))
 
     def _reuse(self, count: int) -> None:
         self.reused += count

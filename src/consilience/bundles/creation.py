@@ -90,6 +90,7 @@ def create_bundle(
             "encodes": encodes,
             "base": {"reference": given.reference, "fingerprint": given.identity},
             "sources": {name: expert.reference for name, expert in opened.items()},
+            "fingerprints": {name: expert.identity for name, expert in opened.items()},
             "shared": source | {"from": method or ("model" if other is not None else "base")},
             "residual": made | facts,
             "expert_bytes": {name: expert.nbytes for name, expert in opened.items()},
