@@ -15,7 +15,7 @@ __all__ = ["heat_map"]
 _CELL_WIDTH, _CELL_HEIGHT, _GAP = 88, 44, 3
 _HEAD = 50
 _GROUP_GAP = 8  # between base, experts, baselines, candidates and oracle
-_CHARACTER = 7.4
+_CHARACTER = 9.0
 
 
 def heat_map(evaluation: Evaluation) -> str:
