@@ -24,7 +24,7 @@ from consilience.bundles.routers.measuring import (
 from consilience.bundles.routers.pilots import PilotLibrary
 from consilience.bundles.routers.protocol import BASE, Router, Routing
 from consilience.core.progress import Progress
-from consilience.core.randomness import stream_key
+from consilience.core.randomness import draw_some
 from consilience.data import Suite, measure
 from consilience.errors import DataError, LeakageError, RequestError
 
@@ -185,8 +185,7 @@ def fit_domain_router(
     asked = {}
     for name in suite.domains:
         texts = list(dict.fromkeys(query for query, _ in suite.training_pairs(name).pairs()))
-        random = np.random.Generator(np.random.Philox(stream_key(seed, "router queries", name)))
-        asked[name] = [texts[place] for place in random.permutation(len(texts))[:queries].tolist()]
+        asked[name] = draw_some(texts, queries, seed, "router queries", name)
     held = {
         name: list(one.queries[:queries])
         for name, one in suite.evaluation_sets(split="dev").items()

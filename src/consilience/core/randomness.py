@@ -7,11 +7,16 @@ permutation (multipliers 0x7feb352d and 0x846ca68b, found by Chris Wellons' hash
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-__all__ = ["keep_threshold", "stream_key", "uniform_bits"]
+__all__ = ["draw_some", "keep_threshold", "stream_key", "uniform_bits"]
+
+Item = TypeVar("Item")
 
 _M1 = np.uint32(0x7FEB352D)
 _M2 = np.uint32(0x846CA68B)
@@ -25,6 +30,16 @@ def stream_key(seed: int, *names: str) -> int:
     """
     text = "\0".join((str(int(seed)), *names))
     return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def draw_some(items: Sequence[Item], count: int, seed: int, *names: str) -> list[Item]:
+    """Return at most `count` of the items, drawn without repetition, in the order of the draw.
+
+    >>> sorted(draw_some("abc", 5, 0, "letters"))
+    ['a', 'b', 'c']
+    """
+    order = np.random.Generator(np.random.Philox(stream_key(seed, *names))).permutation(len(items))
+    return [items[place] for place in order[:count].tolist()]
 
 
 def _mix(x: NDArray[np.uint32]) -> None:

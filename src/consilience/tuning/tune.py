@@ -15,7 +15,7 @@ from consilience.core.atomic import write_text_atomic
 from consilience.core.hashing import fingerprint
 from consilience.core.jobs import MANIFEST, Job
 from consilience.core.memory import peak_memory
-from consilience.core.randomness import stream_key
+from consilience.core.randomness import draw_some
 from consilience.core.records import read_record, write_record
 from consilience.errors import Problems, RequestError, did_you_mean
 from consilience.merging.opening import open_models
@@ -94,6 +94,7 @@ def tune_recipe(
     DataError with all problems before anything is learned; WorkError where the objective is NaN or infinite.
     """
     from consilience.tuning.learners import LEARNERS
+    from consilience.tuning.opening import open_task
 
     opened = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
     request, place = opened.request, Path(out)
@@ -128,8 +129,21 @@ def tune_recipe(
     models = open_models(request, {}, problems) if request.base is not None else {}
     problems.raise_if_any(RequestError, "tune")
     assert learner is not None and request.base is not None
-    here = {task: moved_reference(models[task].reference, request.folder, Path.cwd()) for task in tasks}
-    loaded = {task: _opened(models, here, task, suite, data, examples, max_tokens, device, seed) for task in tasks}
+    loaded = (
+        _from_suite(models["base"], suite, tasks, examples, max_tokens, device, seed)
+        if suite is not None
+        else {
+            task: open_task(
+                moved_reference(models[task].reference, request.folder, Path.cwd()),
+                (data or {})[task],
+                examples=examples,
+                max_tokens=max_tokens,
+                device=device,
+                seed=seed,
+            )
+            for task in tasks
+        }
+    )
     kinds = {task: _KINDS.get(type(model).__name__, "causal") for task, (model, _) in loaded.items()}
     for task, kind in kinds.items():
         if kind not in learner.kinds:
@@ -187,35 +201,22 @@ def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     return read_record(folder / _RECORD, "tune", _VERSION) if same else None
 
 
-def _opened(
-    models: Mapping[str, Checkpoint],
-    references: Mapping[str, str],
-    task: str,
-    suite: Suite | None,
-    data: Mapping[str, str | Path] | None,
+def _from_suite(
+    base: Checkpoint,
+    suite: Suite,
+    tasks: Sequence[str],
     examples: int,
     max_tokens: int | None,
     device: str | None,
     seed: int,
-) -> tuple[Predictor, list[Any]]:
-    """Return a predictor of a task and its examples."""
-    import numpy as np
-
-    from consilience.tuning.opening import open_task
-
-    if suite is None:
-        assert data is not None
-        return open_task(
-            references[task], data[task], examples=examples, max_tokens=max_tokens, device=device, seed=seed
-        )
+) -> dict[str, tuple[Predictor, list[Any]]]:
+    """Return the predictor, one for all tasks, with the examples of each."""
     from consilience.models import load_encoder
     from consilience.models.retrieval import RetrievalPredictor
 
-    pairs = suite.training_pairs(task).pairs()
-    random = np.random.Generator(np.random.Philox(stream_key(seed, "tune", task)))
-    drawn = [pairs[row] for row in random.permutation(len(pairs))[:examples].tolist()]
-    encoder = load_encoder(models["base"], device=device, max_tokens=max_tokens or suite.max_tokens)
-    return RetrievalPredictor(encoder), drawn
+    model = RetrievalPredictor(load_encoder(base, device=device, max_tokens=max_tokens or suite.max_tokens))
+    pairs = {task: suite.training_pairs(task).pairs() for task in tasks}
+    return {task: (model, draw_some(found, examples, seed, "tune", task)) for task, found in pairs.items()}
 
 
 def _learn(

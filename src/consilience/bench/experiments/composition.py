@@ -20,7 +20,7 @@ from consilience.bench.routing import RoutingData
 from consilience.bundles.routers.protocol import BASE
 from consilience.core.atomic import write_text_atomic
 from consilience.core.hashing import fingerprint, xxh3_hex
-from consilience.core.randomness import stream_key
+from consilience.core.randomness import draw_some
 from consilience.data import Suite
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ class KeptScores(RetrievalExperts):
     def examples(self, task: str, count: int) -> Sequence[tuple[str, str]]:
         """Return (query, relevant document) of training queries drawn at random, none of them held out anywhere."""
         pairs = self.suite.training_pairs(task).pairs()
-        random = np.random.Generator(np.random.Philox(stream_key(0, "composition", task)))
-        return [pairs[place] for place in random.permutation(len(pairs))[:count].tolist()]
+        return draw_some(pairs, count, 0, "composition", task)
 
     def scores(self, state: Mapping[str, Tensor], task: str, split: str) -> NDArray[np.float64]:
         """Return nDCG@10 of each query of a domain, measured once for the same weights."""
