@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilience.bundles.format import ROUTER, SHARED, read_bundle, verify_files
-from consilience.bundles.residuals.protocol import residual_kind
+from consilience.bundles.residuals.protocol import OTHER_SHAPES, residual_kind
 from consilience.bundles.weights import copy_model, is_float, read_state
 from consilience.checkpoints.model import Checkpoint, WeightFile
 from consilience.checkpoints.open import open_checkpoint
@@ -88,10 +88,13 @@ class Bundle:
         """Return shared + sum of weight * (expert - shared), tensor by tensor, as a state dict of PyTorch tensors.
 
         weights: of some experts, any numbers; what they leave of 1 is the shared model's. "base" may be named too.
-        Sums are made in float64 and rounded once. Raises RequestError for unknown names.
+        Sums are made in float64 and rounded once. Raises RequestError for unknown names, and for experts that have
+        shapes of their own.
         """
         for name in weights:
             self._known(name, base=True)
+        if any(weight for name, weight in weights.items() if name != "base"):
+            self.require_alike()
         shared = self.state("base")
         changes: dict[str, Any] = {}
         for expert, weight in weights.items():
@@ -103,8 +106,17 @@ class Bundle:
                     changes[name] = changes[name] + change if name in changes else change
         return {n: (t.double() + changes[n]).to(t.dtype) if n in changes else t for n, t in shared.items()}
 
+    def require_alike(self) -> None:
+        """Raise RequestError where experts have shapes of their own, so that they are used one at a time."""
+        if self.kind in OTHER_SHAPES:
+            raise RequestError(
+                f"bundle {self.folder}: its experts are kept as {self.kind!r} and differ in shape from the shared "
+                "model, so they cannot be mixed or stand in for it; open one (Bundle.expert, Bundle.state) or write "
+                "it as a model of its own (Bundle.expand)"
+            )
+
     def expand(self, name: str, out: str | Path) -> Path:
-        """Write an expert as an ordinary model folder, with the shared model's side files, and return the folder.
+        """Write an expert as an ordinary model folder, with the side files, and return the folder.
 
         Every file it is made of is verified first; what is written is verified too, and an interrupted call resumes.
         Raises RequestError, OutputError, VerificationError, StorageError.
@@ -192,7 +204,11 @@ class Bundle:
         return self.encoder.route(texts)
 
     def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.float32]:
-        """Return one vector per query: every text is routed, and encoded by its experts; float32 (texts, dimension)."""
+        """Return one vector per query: every text is routed, and encoded by its experts; float32 (texts, dimension).
+
+        Raises RequestError where experts have shapes of their own.
+        """
+        self.require_alike()
         return self.encoder.encode(texts, prompt=prompt)
 
     def encode_documents(

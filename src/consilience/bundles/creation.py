@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from consilience.bundles.format import FORMAT, SHARED, VERSION, described_files
 from consilience.bundles.residuals.per_tensor import PerTensor
-from consilience.bundles.residuals.protocol import Creation, Residual, make_residual
+from consilience.bundles.residuals.protocol import OTHER_SHAPES, Creation, Residual, make_residual
 from consilience.bundles.weights import Given, Weights, copy_model, differences, is_float, open_weights, read_state
 from consilience.checkpoints.model import Checkpoint
 from consilience.checkpoints.open import open_checkpoint
@@ -54,16 +54,18 @@ def create_bundle(
 
     base, experts: references to models, opened checkpoints, or state dicts; an expert may be the folder of an adapter.
 
-    residual: what is kept of each expert: "masks" (TALL-masks), "emr", "low_rank" (Twin-Merging), "sparse" or
-    "adapter" (experts named BASE+ADAPTER); `options` are those of the kind.
+    residual: what is kept of each expert: "masks" (TALL-masks), "emr", "low_rank" (Twin-Merging), "sparse", "adapter"
+    (experts named BASE+ADAPTER) or "widths" (sub-networks of a slimmable base); `options` are those of the kind.
 
     shared: what all experts share: None or "base", the base itself; a method's name with its `parameters` (such as
-    "task_arithmetic" with {"lambda": 0.3}), which merges all experts; or a model. Masks and adapters share the base.
+    "task_arithmetic" with {"lambda": 0.3}), which merges all experts; or a model. Masks, adapters and widths share the
+    base.
 
     encodes: for text encoders, whether experts encode queries only, so that all share one document space, or both.
 
-    Tensors that are no floating-point numbers are the base's. An interrupted call resumes when it is repeated. Raises
-    RecipeError with all problems of parameters, names, shapes and types; StorageError, NonFiniteError.
+    Tensors that are no floating-point numbers are the base's, except with "widths". An interrupted call resumes when it
+    is repeated. Raises RecipeError with all problems of parameters, names, shapes and types; StorageError,
+    NonFiniteError.
     """
     kept = make_residual(residual, options)
     given = open_weights(base)
@@ -124,7 +126,8 @@ def _check(
         problems.add("experts: a bundle has at least one, found none")
     if "base" in experts:
         problems.add("experts: 'base' is what the shared model is called in routing; name the expert otherwise")
-    differences(base.tensors, {name: expert.tensors for name, expert in experts.items()}, problems)
+    alike = {} if residual.kind in OTHER_SHAPES else experts
+    differences(base.tensors, {name: expert.tensors for name, expert in alike.items()}, problems)
     residual.check(base, experts, problems)
     if residual.shares_base and (other is not None or method is not None):
         problems.add(f"shared: experts kept as {residual.kind!r} share the base; leave it out")

@@ -195,6 +195,7 @@ class BundleEncoder:
 
     def _parameters(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the parameters that differ from the shared encoder's, mixed; the expert's own for a single one."""
+        self.bundle.require_alike()
         own = self.shared.parameters()
         chosen = {name: weight for name, weight in weights.items() if weight}
         found: dict[str, Tensor] = {}

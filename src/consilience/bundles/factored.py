@@ -54,6 +54,7 @@ def read_changes(
 
     Memory: the factors; for masks, sparse changes and tensors kept whole a full difference per expert.
     """
+    bundle.require_alike()
     names = bundle.experts if experts is None else tuple(experts)
     opened = [bundle.expert(name).tensors for name in names]
     found = {}

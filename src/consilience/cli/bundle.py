@@ -31,7 +31,7 @@ def create(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be new, empty or an earlier one.")],
     expert: Annotated[list[str], typer.Option("--expert", "-e", help="NAME=MODEL or NAME=ADAPTER (repeatable).")],
     residual: Annotated[
-        str, typer.Option(help="What is kept of each expert: low_rank, masks, emr, sparse, adapter.")
+        str, typer.Option(help="What is kept of each expert: low_rank, masks, emr, sparse, adapter, widths.")
     ] = "low_rank",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the residual, KEY=VALUE, such as rank=8 (repeatable).")

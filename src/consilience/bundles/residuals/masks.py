@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from consilience.bundles.residuals.mask_files import Coding, MaskCoder, MaskFile
 from consilience.bundles.residuals.mask_writing import MaskWriting, float_tasks
-from consilience.bundles.residuals.protocol import Creation
+from consilience.bundles.residuals.protocol import Computed, Creation
 from consilience.bundles.weights import Given
 from consilience.checkpoints.dtypes import DTYPES, decode
 from consilience.checkpoints.header import read_header
@@ -118,33 +118,12 @@ class _Bits:
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class Masked(Computed):
     """A tensor that is `other` where the mask has a bit, `base` elsewhere."""
 
-    base: Source
     other: Stored
     name: str
     masks: MaskFile
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Size along each axis."""
-        return tuple(self.base.shape)
-
-    @property
-    def dtype(self) -> str:
-        """Number type."""
-        return self.base.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return self.base.numel
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when stored."""
-        return self.base.nbytes
 
     @cached_property
     def packed(self) -> NDArray[np.uint8]:

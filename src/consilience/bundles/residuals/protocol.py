@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,13 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from consilience.bundles.weights import Given
+from consilience.checkpoints.dtypes import DTYPES
 from consilience.checkpoints.model import Checkpoint
+from consilience.checkpoints.sources import Source, Stored
 from consilience.core.jobs import Job
 from consilience.errors import Problems, RecipeError, did_you_mean
 
-__all__ = ["KINDS", "Creation", "Residual", "make_residual", "residual_kind"]
+__all__ = ["KINDS", "OTHER_SHAPES", "Computed", "Creation", "Residual", "make_residual", "residual_kind"]
 
-KINDS = ("adapter", "emr", "low_rank", "masks", "sparse")
+KINDS = ("adapter", "emr", "low_rank", "masks", "sparse", "widths")
+OTHER_SHAPES = ("widths",)
+"""The kinds whose experts may have other tensors and shapes than the base; they cannot be mixed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Residual(Protocol):
         ...
 
     def check(self, base: Given, experts: Mapping[str, Given], problems: Problems) -> None:
-        """Report everything that does not fit; no weights are read."""
+        """Report everything that does not fit; weights are read only where it is asked to compare them."""
         ...
 
     def write(self, creation: Creation) -> dict[str, Any]:
@@ -59,6 +64,37 @@ class Residual(Protocol):
     def open(folder: Path, record: Mapping[str, Any], expert: str, shared: Checkpoint) -> Checkpoint:
         """Return an expert; its tensors are computed when they are read, in any cut with the same bits."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What is alike in tensors that are computed from a shared one when they are read: its type and its shape."""
+
+    base: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along each axis."""
+        return tuple(self.base.shape)
+
+    @property
+    def dtype(self) -> str:
+        """Number type."""
+        return self.base.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when stored."""
+        return self.numel * DTYPES[self.dtype].itemsize
+
+    def inputs(self) -> tuple[Stored, ...]:
+        """Return the ranges of files behind the shared one."""
+        return self.base.inputs()
 
 
 def residual_kind(kind: str) -> type[Residual]:

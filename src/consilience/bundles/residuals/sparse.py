@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.bundles.residuals.per_tensor import Excluded, Part, PerTensor, opened_parts
+from consilience.bundles.residuals.protocol import Computed
 from consilience.bundles.weights import Given
 from consilience.checkpoints.dtypes import DTYPES, encode, working_dtype
 from consilience.checkpoints.model import Checkpoint
@@ -118,32 +119,11 @@ def largest(values: NDArray[Any], count: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, eq=False)
-class Scattered:
+class Scattered(Computed):
     """A tensor plus changes at the entries that `bits` names, in their order."""
 
-    base: Source
     bits: Stored
     values: Stored
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Size along each axis."""
-        return tuple(self.base.shape)
-
-    @property
-    def dtype(self) -> str:
-        """Number type."""
-        return self.base.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return self.base.numel
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when stored."""
-        return self.base.nbytes
 
     @cached_property
     def _before(self) -> NDArray[np.int64]:
