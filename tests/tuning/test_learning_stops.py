@@ -14,6 +14,7 @@ from consilience.core.jobs import Job
 from consilience.errors import CancelledError, RequestError, WorkError
 from consilience.tuning.adamerging import adamerging
 from consilience.tuning.atlas import atlas
+from consilience.tuning.atlas_adaptation import atlas_adaptation
 from consilience.tuning.evolution import evolution
 from consilience.tuning.expert_merging import expert_merging
 from consilience.tuning.frank_wolfe import frank_wolfe
@@ -28,6 +29,7 @@ CLASSIFIED: dict[str, tuple[Learner, dict[str, Any]]] = {
     "adamerging": (adamerging, {"steps": 2}),
     "expert_merging": (expert_merging, {"steps": 2, "batch": 8}),
     "atlas": (atlas, {"steps": 2}),
+    "atlas_adaptation": (atlas_adaptation, {"steps": 2}),
     "frank_wolfe": (frank_wolfe, {"iterations": 1}),
     "frank_wolfe_soft": (frank_wolfe, {"iterations": 1, "variant": "soft", "learning_steps": 2}),
     "evolution": (evolution, {"budget": 7}),
@@ -115,7 +117,10 @@ def test_too_few_examples_are_refused(case: Case) -> None:
             batches = f".*'{case.task}': batches of 1; .* use 2 or more"
         else:
             batches = ""
-        with pytest.raises(RequestError, match=rf"(?s)task '{case.task}' has (one example|1 pairs).*(2|4).*{batches}"):
+        wanted = rf"(?s)task '{case.task}' has (one example|1 pairs).*(2|4).*{batches}"
+        if case.learner is atlas_adaptation:
+            wanted = rf"task '{case.task}': its outcomes are the documents of a batch; adaptation needs a classifier"
+        with pytest.raises(RequestError, match=wanted):
             case.run()
     finally:
         del case.models[case.task].in_batch

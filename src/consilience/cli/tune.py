@@ -81,8 +81,8 @@ def _show(tuned: Any) -> None:
             low, high = (found[0], found[-1]) if found else (0.0, 0.0)
             rows.append((name, len(found), f"{low:.4f}", f"{middle:.4f}", f"{high:.4f}"))
         show_table(title, ("expert", "coefficients", "lowest", "median", "highest"), rows, right=(1, 2, 3, 4))
-    peak = tuned.facts["peak_bytes"]
-    memory = "" if peak is None else f", {amount(peak)} of memory at the most"
+    peak, private = tuned.facts["peak_bytes"], tuned.facts["private_bytes"]
+    memory = "" if peak is None else f", {amount(peak)} of memory at the most, {amount(private)} without mapped files"
     print(f"{tuned.facts['seconds']:.1f} s{memory}")
     for notice in tuned.notices:
         note(f"note: {notice}")

@@ -31,6 +31,7 @@ from consilience.tuning.learning import (
     shuffled_batch,
     sound,
 )
+from consilience.tuning.shelf import scratch
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -92,7 +93,9 @@ def adamerging(
             f"{learning_rate}: all above 0"
         )
     problems.raise_if_any(RequestError, "adamerging")
-    composition = Composition(base, experts, granularity=granularity, vectors=vectors, density=density, tensors=tensors)
+    composition = Composition(
+        base, experts, granularity=granularity, vectors=vectors, density=density, tensors=tensors, scratch=scratch(job)
+    )
     agreement = _Agreement(experts, models, examples, monitored)
 
     def losses(step: int, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

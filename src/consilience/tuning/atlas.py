@@ -30,6 +30,7 @@ from consilience.tuning.learning import (
     shuffled_batch,
     sound,
 )
+from consilience.tuning.shelf import scratch
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -86,7 +87,9 @@ def atlas(
     """
     _check(models, examples, validation, forget, experts, budget, steps, batch, every)
     chosen = tuple(tensors) if tensors is not None else select_tensors(base, matrices=matrices)
-    composition = Composition(base, experts, granularity=granularity, tensors=chosen, groups=groups, seed=seed)
+    composition = Composition(
+        base, experts, granularity=granularity, tensors=chosen, groups=groups, seed=seed, scratch=scratch(job)
+    )
     share = max(batch // len(models), 1)
     signs = {task: -1.0 if task in forget else 1.0 for task in models}
 

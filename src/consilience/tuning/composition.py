@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from consilience.checkpoints.layers import find_layers
 from consilience.errors import Problems, RequestError
 from consilience.merging.coefficients import partition_groups, piece_size
 from consilience.merging.memory import merge_state_dicts
+from consilience.tuning.shelf import Shelf
 
 __all__ = ["Composition", "Granularity", "State", "Vectors", "select_tensors"]
 
@@ -63,7 +65,8 @@ class Composition:
     every tensor's elements at random (by seed and name). vectors: "difference", or "ties": trimmed to the `density`
     share of the whole model and rid of conflicts of sign, as the method ties_arithmetic has them.
 
-    Task vectors are held in memory, float32 (float64 for a float64 base). Experts are in the order of their names.
+    Task vectors are float32 (float64 for a float64 base), in memory, or with `scratch` in a file there that is mapped;
+    experts may be mappings that read a tensor when asked. Experts are in the order of their names.
     `partition` holds, by tensor, the group of every element, and `index` the blocks of every tensor.
     Raises RequestError listing the experts whose tensors do not fit the base, and what is not finite.
     """
@@ -80,6 +83,7 @@ class Composition:
         seed: int = 0,
         vectors: Vectors = "difference",
         density: float = 0.2,
+        scratch: Path | None = None,
     ) -> None:
         self.base, self._experts = base, {name: experts[name] for name in sorted(experts)}
         self.names = tuple(self._experts)
@@ -88,7 +92,7 @@ class Composition:
         self._check(granularity, pieces or {})
         found = {name: (torch.float64 if base[name].dtype == torch.float64 else torch.float32) for name in self._all()}
         self._start = {name: base[name].detach().to(dtype) for name, dtype in found.items()}
-        self.task_vectors = self._task_vectors(found)
+        self.task_vectors = self._task_vectors(found, Shelf(scratch))
         self.index: dict[str, range] = {}
         self.partition: dict[str, Tensor] = {}
         self.blocks = self._blocks(granularity, pieces or {})
@@ -125,17 +129,20 @@ class Composition:
             problems.add(f"the base: NaN or infinity in {', '.join(broken[:3])}")
         for expert, state in self._experts.items():
             for name in self._all():
-                if name not in state or state[name].shape != self.base[name].shape:
-                    held = list(state[name].shape) if name in state else "missing"
-                    problems.add(f"expert {expert!r}: {name} is {held}, the base has {list(self.base[name].shape)}")
-                elif not bool(torch.isfinite(state[name]).all()):
+                held = state.get(name)
+                if held is None or held.shape != self.base[name].shape:
+                    found = "missing" if held is None else list(held.shape)
+                    problems.add(f"expert {expert!r}: {name} is {found}, the base has {list(self.base[name].shape)}")
+                elif not bool(torch.isfinite(held).all()):
                     problems.add(f"expert {expert!r}: NaN or infinity in {name}")
         problems.raise_if_any(RequestError, "composition")
 
-    def _task_vectors(self, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    def _task_vectors(self, dtypes: Mapping[str, torch.dtype], shelf: Shelf) -> dict[str, Tensor]:
         """Return the task vectors of every tensor, (experts, *shape)."""
         found = {
-            name: torch.stack([state[name].detach().to(dtype) - self._start[name] for state in self._experts.values()])
+            name: shelf.put(
+                torch.stack([s[name].detach().to(dtype) - self._start[name] for s in self._experts.values()])
+            )
             for name, dtype in dtypes.items()
         }
         if self.vectors == "difference":
@@ -148,7 +155,7 @@ class Composition:
             )
             for one in self.names
         ]
-        return {name: torch.stack([state[name] for state in kept]) for name in found}
+        return {name: shelf.put(torch.stack([state.pop(name) for state in kept])) for name in found}
 
     def _blocks(self, granularity: Granularity, pieces: Mapping[str, int]) -> tuple[str, ...]:
         blocks: list[str] = []

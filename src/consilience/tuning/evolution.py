@@ -18,6 +18,7 @@ from consilience.core.randomness import stream_key
 from consilience.errors import MissingExtraError, Problems, RequestError, WorkError
 from consilience.tuning.composition import Composition, Granularity, State, select_tensors
 from consilience.tuning.learning import Learned, choice_problems, own_tensors
+from consilience.tuning.shelf import scratch
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -86,7 +87,9 @@ def evolution(
             f"start {start} between low {low} and high {high}, spread {spread} above 0, batch {batch} 1 or more"
         )
     problems.raise_if_any(RequestError, "evolution")
-    composition = Composition(base, experts, granularity=granularity, tensors=select_tensors(base, exclude=exclude))
+    composition = Composition(
+        base, experts, granularity=granularity, tensors=select_tensors(base, exclude=exclude), scratch=scratch(job)
+    )
     count = math.prod(composition.shape)
     size = population or 4 + int(3 * math.log(count))
     if size < 2 or budget < 1 + size:

@@ -25,6 +25,7 @@ from torch.nn import functional
 from consilience.errors import Problems, RequestError, WorkError, did_you_mean
 from consilience.tuning.composition import Composition, State, select_tensors
 from consilience.tuning.learning import Descent, Guard, Learned, choice_problems, learn, own_tensors, sound
+from consilience.tuning.shelf import scratch
 
 if TYPE_CHECKING:
     from consilience.core.jobs import Job
@@ -102,6 +103,7 @@ def expert_merging(
         experts,
         tensors=select_tensors(base, exclude=exclude),
         pieces={name: count for name, count in given.items() if count > 0},
+        scratch=scratch(job),
     )
     fixed = [given.get(block, 1) == 0 for block in composition.blocks]
     frozen = torch.tensor(fixed).expand(composition.shape) if any(fixed) else None

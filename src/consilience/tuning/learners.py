@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from consilience.errors import Problems, did_you_mean
 from consilience.tuning.adamerging import adamerging
 from consilience.tuning.atlas import atlas
+from consilience.tuning.atlas_adaptation import atlas_adaptation
 from consilience.tuning.evolution import evolution
 from consilience.tuning.expert_merging import chunk_counts, expert_merging, importance
 from consilience.tuning.frank_wolfe import frank_wolfe
@@ -108,7 +109,7 @@ class _Part:
     """One of several rounds in a job's journal: its keys have a beginning of their own."""
 
     def __init__(self, job: Job, name: str) -> None:
-        self._job, self._name = job, name
+        self._job, self._name, self.partial = job, name, job.partial
         self.done = {key[len(name) + 2 :]: value for key, value in job.done.items() if key.startswith(f"{name}: ")}
 
     def check(self) -> None:
@@ -143,6 +144,9 @@ LEARNERS: Mapping[str, Learner] = {
         _IMITATED,
     ),
     "atlas": Learner(atlas, True, _BATCHED, "lowest loss, a coefficient per expert and tensor", {}),
+    "atlas-adaptation": Learner(
+        atlas_adaptation, False, ("classifier",), "the same from the model's own sure predictions, without labels", {}
+    ),
     "frank-wolfe": Learner(
         frank_wolfe, True, _ALL, "picks experts by the gradient of the loss, step by step", {"variant": "hard"}
     ),

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from consilience.core.randomness import stream_key
 from consilience.errors import Problems, RequestError, WorkError
+from consilience.tuning.shelf import scratch
 from consilience.tuning.slerp_positions import SlerpPositions
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def self_positioning(
             f"steps {steps}, batch {batch}, patience {patience}, mu {mu}, learning rate {learning_rate}: too low"
         )
     problems.raise_if_any(RequestError, "self-positioning")
-    positions = SlerpPositions(base, experts, per_tensor=per_tensor)
+    positions = SlerpPositions(base, experts, per_tensor=per_tensor, scratch=scratch(job))
     learning, held = _halves(examples, seed)
     tasks = list(models)
     batches = {task: _batches(models[task], learning[task], batch) for task in tasks}

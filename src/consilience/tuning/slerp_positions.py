@@ -7,11 +7,13 @@ through Model Merging); a reconstruction, as no code was published.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from consilience.errors import Problems, RequestError
+from consilience.tuning.shelf import Shelf
 
 __all__ = ["SlerpPositions", "angle", "fold"]
 
@@ -57,7 +59,7 @@ def fold(gram: Tensor, a: Tensor) -> Tensor:
 
 
 class SlerpPositions:
-    """Base and task vectors in memory; coefficients of every reachable position, and the parameters there.
+    """A base and task vectors; coefficients of every reachable position, and the parameters there.
 
     >>> base = {"w": torch.zeros(2)}
     >>> positions = SlerpPositions(base, {"a": {"w": torch.tensor([2.0, 0])}, "b": {"w": torch.tensor([0, 2.0])}})
@@ -66,12 +68,17 @@ class SlerpPositions:
     [0.7071, 0.7071]
 
     All float tensors count as one vector; with `per_tensor` every tensor has its own angles. Tensors that no expert
-    changes take no part. Raises RequestError naming every expert whose tensors do not
-    fit, are not finite, or whose task vector is zero.
+    changes take no part. Task vectors are in memory, or with `scratch` in a file there that is mapped. Raises
+    RequestError naming every expert whose tensors do not fit, are not finite, or whose task vector is zero.
     """
 
     def __init__(
-        self, base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, per_tensor: bool = False
+        self,
+        base: Mapping[str, Tensor],
+        experts: Mapping[str, Mapping[str, Tensor]],
+        *,
+        per_tensor: bool = False,
+        scratch: Path | None = None,
     ) -> None:
         self.base, self.experts, self.per_tensor = base, tuple(experts), per_tensor
         names = [name for name, value in base.items() if value.is_floating_point()]
@@ -89,8 +96,12 @@ class SlerpPositions:
             elif broken := [n for n in names if not bool(torch.isfinite(state[n]).all())]:
                 problems.add(f"expert {expert!r}: NaN or infinity in {', '.join(broken[:3])}")
         problems.raise_if_any(RequestError, "self-positioning")
-        vectors = {n: [state[n].detach() - base[n].detach() for state in experts.values()] for n in names}
-        self.vectors = {n: held for n, held in vectors.items() if any(bool(v.any()) for v in held)}
+        shelf = Shelf(scratch)
+        self.vectors: dict[str, list[Tensor]] = {}
+        for n in names:
+            held = [state[n].detach() - base[n].detach() for state in experts.values()]
+            if any(bool(v.any()) for v in held):
+                self.vectors[n] = [shelf.put(v) for v in held]
         for place, expert in enumerate(self.experts):
             if not any(bool(held[place].any()) for held in self.vectors.values()):
                 problems.add(f"expert {expert!r} has a zero task vector: it is the base; leave it out")

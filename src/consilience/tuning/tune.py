@@ -36,8 +36,9 @@ _KINDS = {"ImageClassifier": "classifier", "TextClassifier": "classifier", "Retr
 class TunedRecipe:
     """A recipe that was learned: where it is, its content, and how it came about.
 
-    `facts`: method, options, seed, tasks with numbers of examples, seconds, peak memory in bytes above the start
-    (None where the system does not tell). `trace`: the learner's measurements. `notices` are to be shown to the user.
+    `facts`: method, options, seed, tasks with numbers of examples, seconds, peak memory in bytes above the start,
+    of all and of the process's own without mapped files (None where the system does not tell). `trace`: the learner's
+    measurements. `notices` are to be shown to the user.
     """
 
     path: Path
@@ -227,12 +228,12 @@ def _learn(
     job: Job,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    from consilience.tuning.states import float_state
+    from consilience.tuning.states import StoredState, float_state
 
     started = time.perf_counter()
     with peak_memory() as peak:
         base = float_state(models[request.base], models[request.base].tensors)
-        experts = {name: float_state(models[name], base) for name in request.experts}
+        experts = {name: StoredState(models[name], base) for name in request.experts}
         found = learner.run(
             base,
             experts,
@@ -249,6 +250,7 @@ def _learn(
         "facts": {
             "seconds": time.perf_counter() - started,
             "peak_bytes": peak.bytes,
+            "private_bytes": peak.private,
             "found": dict(getattr(found, "facts", {})),
         },
     }
