@@ -229,17 +229,15 @@ class Table:
         """Learn once and keep the state and its cost."""
         place = self.out / self.name / "learned" / name.replace(", ", "-").replace(" ", "-")
         facts = place.with_suffix(".json")
-        cost: dict[str, Any] = {}
 
         def make() -> Any:
             spent = measure_once(learn)
             state, chosen, notices = spent.result
-            cost.update(seconds=spent.cpu[0], peak=spent.peak_bytes, chosen=chosen, notices=list(notices))
+            cost = {"seconds": spent.cpu[0], "peak": spent.peak_bytes, "chosen": chosen, "notices": list(notices)}
+            facts.write_text(json.dumps(cost))  # before the state is kept: a run that is stopped then makes both again
             return state
 
         state = load_or_make(place, {"learner": name, "quick": self.quick, "settings": self.bench.settings}, make)
-        if cost:
-            facts.write_text(json.dumps(cost))
         cost = json.loads(facts.read_text())
         scores = self.measure(state)
         row = (cost["seconds"], cost["peak"], cost["chosen"], 0, tuple(cost["notices"]))
