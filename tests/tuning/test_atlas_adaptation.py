@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from consilience.core.jobs import Job
+from consilience.core.randomness import draw_some
 from consilience.data.images import ImageData
 from consilience.errors import CancelledError, RequestError, WorkError
+from consilience.merging.recipe import load_recipe
 from consilience.models.classifier import Head
-from consilience.models.image import ImageClassifier, ImageEncoder
+from consilience.models.image import ImageClassifier, ImageEncoder, load_image_encoder
 from consilience.models.image_network import PerceptronConfig
 from consilience.tuning.atlas_adaptation import atlas_adaptation
 from consilience.tuning.augmentation import augmented
 from consilience.tuning.learning import Learned
+from consilience.tuning.tune import tune_recipe
 from tests.tuning.tasks import Tasks, points, trained
 from tests.tuning.toy import toy
 
@@ -102,18 +105,26 @@ def test_a_loss_that_becomes_nan_ends_the_work_at_finite_coefficients(tmp_path: 
         run(tasks, steps=40, every=40)
 
 
-def test_a_view_without_labels_is_taken_and_one_of_dev_is_marked_transductive() -> None:
+CLASSES = ("below", "above")
+
+
+def bright() -> dict[str, tuple[Any, Any]]:
+    """Images that are brighter in the lower or the upper half, by split."""
     random = np.random.default_rng(0)
     images, labels = random.random((64, 4, 4), np.float32), random.integers(0, 2, 64)
     images[labels == 1, :2] = (images[labels == 1, :2] + 1) / 2
-    parts = {split: (images[rows], labels[rows]) for split, rows in (("train", slice(40)), ("test", slice(40, 64)))}
-    data = ImageData.of("bright", ("below", "above"), **parts)
+    return {split: (images[rows], labels[rows]) for split, rows in (("train", slice(40)), ("test", slice(40, 64)))}
+
+
+def classifier(scale: float = 1.0) -> ImageClassifier:
     encoder = ImageEncoder(PerceptronConfig(image_size=4, hidden_sizes=(6, 4)), seed=1)
-    model = ImageClassifier(
-        encoder, Head(torch.randn(2, 4, generator=torch.manual_seed(0)), torch.zeros(2), data.classes)
-    )
-    base = encoder.state()
-    experts = {"bright": {name: value * 1.5 for name, value in base.items()}}
+    encoder.load({name: value * scale for name, value in encoder.state().items()})
+    return ImageClassifier(encoder, Head(torch.randn(2, 4, generator=torch.manual_seed(0)), torch.zeros(2), CLASSES))
+
+
+def test_a_view_without_labels_is_taken_and_one_of_dev_is_marked_transductive() -> None:
+    data, model = ImageData.of("bright", CLASSES, **bright()), classifier()
+    base, experts = model.encoder.state(), {"bright": classifier(1.5).encoder.state()}
 
     def adapted(examples: Any) -> Learned:
         return atlas_adaptation(base, experts, {"bright": model}, {"bright": examples}, steps=3, threshold=0.5, batch=8)
@@ -124,6 +135,35 @@ def test_a_view_without_labels_is_taken_and_one_of_dev_is_marked_transductive() 
         assert torch.equal(adapted(same).values, view.values)
     stamped = adapted(data.view("unlabelled", of="test"))
     assert stamped.facts["transductive"] == ["bright"] and "transductive" in stamped.notices[-1]
+
+
+def test_tuning_writes_a_recipe_whose_merge_is_the_learners_model(tmp_path: Path) -> None:
+    parts = {
+        f"{split}_{axis}": part for split, found in bright().items() for axis, part in zip("xy", found, strict=True)
+    }
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data/data.npz", classes=np.array(CLASSES), **parts)
+    for name, scale in (("base", 1.0), ("bright", 1.5), ("other", 0.5)):
+        classifier(scale).save(tmp_path / name)
+    recipe, out = tmp_path / "recipe.yml", tmp_path / "tuned.yml"
+    recipe.write_text("version: 1\nmethod: task_arithmetic\nbase: base\nexperts: {bright: bright, other: other}\n")
+    options = {"steps": 6, "every": 2, "batch": 8, "learning_rate": 0.05, "threshold": 0.6}
+    tuned = tune_recipe(
+        recipe, "atlas-adaptation", out, data={"bright": tmp_path / "data"}, examples=30, options=options
+    )
+    assert tuned.facts["found"]["transductive"] == [] and tuned.facts["tasks"] == {"bright": 30}
+    load_recipe(out).run(tmp_path / "merged", progress=False)
+    merged = load_image_encoder(tmp_path / "merged").state()
+    pairs = ImageData.open(tmp_path / "data", size=4).view("train").pairs()
+    again = atlas_adaptation(
+        classifier().encoder.state(),
+        {"bright": classifier(1.5).encoder.state(), "other": classifier(0.5).encoder.state()},
+        {"bright": classifier(1.5)},
+        {"bright": draw_some(pairs, 30, 0, "tune", "bright")},
+        **options,
+    ).state()
+    for name, value in classifier().encoder.state().items():
+        assert np.allclose(merged[name], again[name], atol=2e-6) and not torch.equal(merged[name], value)
 
 
 def test_entropy_can_be_had(tasks: Tasks) -> None:
