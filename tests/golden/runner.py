@@ -15,6 +15,7 @@ from consilience.errors import ConsilienceError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import method_names
 from tests.golden.translate import Translation, Untranslated, find_translation, has_translation, translate
+from tests.golden.translations.fusion_and_selection import CHECKS
 
 Tensors = dict[str, np.ndarray]
 
@@ -32,13 +33,17 @@ def find_cases(folder: Path) -> Iterator[Path]:
     """Yield the .json of every case in a folder of cases, or in a folder of such folders."""
     for place in (folder, *sorted(p for p in folder.iterdir() if p.is_dir())):
         for path in sorted(place.glob("*.json")):
-            if path.with_suffix(".safetensors").is_file() and "params" in json.loads(path.read_bytes()):
+            facts = json.loads(path.read_bytes())
+            if (path.with_suffix(".safetensors").is_file() and "params" in facts) or facts.get("system") in CHECKS:
                 yield path
 
 
 def run_case(path: Path) -> Outcome:
     """Merge the inputs of one case and compare with its result."""
     facts = json.loads(path.read_bytes())
+    if facts.get("system") in CHECKS:
+        problems = CHECKS[facts["system"]](facts)
+        return Outcome(f"{facts['system']}/{path.stem}", "failed" if problems else "passed", "; ".join(problems))
     method = facts.get("method", path.parent.name)
     label = f"{method}/{path.stem}"
     if method not in method_names() and not has_translation(method):
