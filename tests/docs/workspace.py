@@ -33,6 +33,9 @@ def make_workspace(folder: Path) -> None:
         "merge_method: ties\nbase_model: models/base\nmodels:\n- model: models/code\n"
         "  parameters: {weight: 1, densty: 0.3}\n"
     )
+    (folder / "notes").mkdir()
+    (folder / "notes/ports.txt").write_text("List open ports with ss -tln.")
+    (folder / "notes/lists.md").write_text("# Lists\n\nSort a list in place with sort().")
     (folder / "examples").mkdir()
     for name in ("recipes", "experts"):
         (folder / "examples" / name).symlink_to(ROOT / "examples" / name)

@@ -15,6 +15,7 @@ from consilience.cli import (
     demo,
     evaluate,
     extract,
+    index,
     inspect,
     merge,
     methods,
@@ -50,6 +51,8 @@ app.command("train")(train.train)
 app.command("statistics")(statistics.statistics)
 app.command("tune")(tune.tune)
 app.command("pareto")(pareto.pareto)
+app.command("index")(index.index)
+app.command("search")(index.search)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("methods")(methods.methods)

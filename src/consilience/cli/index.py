@@ -1,0 +1,124 @@
+"""`consilience index` and `consilience search`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consilience.cli.arguments import named_values
+from consilience.cli.output import note, show_json, show_table
+from consilience.errors import Problems, RequestError
+
+_SHOWN = 20  # failures and notices that are printed
+_WIDTH = 100  # characters of a text in the list of hits
+
+
+class Chunks(Enum):
+    """How documents are cut."""
+
+    structure = "structure"
+    sentences = "sentences"
+    fixed = "fixed"
+    none = "none"
+
+
+def index(
+    path: Annotated[Path, typer.Argument(help="File or folder: txt, md, html, pdf, jsonl, csv, parquet, sqlite.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index, made or brought up to date.")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=MODEL, a space of vectors (repeatable; default: all-MiniLM-L6-v2 where installed)."),
+    ] = None,
+    words_only: Annotated[bool, typer.Option("--words-only", help="No vectors.")] = False,
+    language: Annotated[str, typer.Option(help="Of the stemmer; none: words as they are.")] = "english",
+    chunks: Annotated[Chunks, typer.Option(help="How documents are cut into pieces.")] = Chunks.structure,
+    words: Annotated[int, typer.Option(min=1, help="At most so many words a piece.")] = 200,
+    max_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens of a piece that are encoded.")] = None,
+    copies: Annotated[bool, typer.Option("--copies", help="Keep documents that are copies of others.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete documents that the files no longer hold.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Bring an index up to date with a file or folder; what has not changed is left alone."""
+    from consilience.retrieval.indexing import index_files
+
+    problems = Problems()
+    encoders = named_values("--encoder", encoder, problems) if encoder else {} if words_only else None
+    if words_only and encoder:
+        problems.add("--words-only and --encoder: choose one")
+    problems.raise_if_any(RequestError, "index")
+    done = index_files(
+        path,
+        out,
+        encoders=encoders,
+        language=None if language == "none" else language,
+        chunks=chunks.value,
+        words=words,
+        max_tokens=max_tokens,
+        copies=copies,
+        prune=prune,
+        device=device,
+        progress=False if as_json else None,
+    )
+    if as_json:
+        show_json(done.summary())
+        return
+    counts, report = done.reading.counts, done.report
+    show_table(f"{path}", ("read", ""), [(what, count) for what, count in counts.items()], right=(1,))
+    rows = [(what, count) for what, count in vars(report).items()]
+    show_table(f"{out}", ("pieces", str(done.pieces)), rows, right=(1,))
+    for one in done.reading.failures[:_SHOWN]:
+        note(f"failed: {one.item}: {one.error}")
+    for text in [*done.notices, *(f"{one.item}: {one.text}" for one in done.reading.notices)][:_SHOWN]:
+        note(f"note: {text}")
+    if len(done.reading.failures) + len(done.reading.notices) > _SHOWN:
+        note("more with --json")
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")],
+    query: Annotated[list[str], typer.Argument(help="One or more queries.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits of a query.")] = 10,
+    where: Annotated[str | None, typer.Option(help="Filter, such as \"year >= 2020 and lang = 'en'\".")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="text, or a space (repeatable; default: all).")] = None,
+    fusion: Annotated[str, typer.Option(help="How rankings become one.")] = "weighted",
+    weight: Annotated[list[str] | None, typer.Option(help="STORE=NUMBER (repeatable; default: equal).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON, with their documents.")] = False,
+) -> None:
+    """Search an index; every hit says which stores found it, at which rank."""
+    from consilience.retrieval.index import Index
+    from consilience.retrieval.searcher import Searcher
+
+    problems = Problems()
+    weights = {}
+    for name, text in named_values("--weight", weight or [], problems).items():
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            problems.add(f"--weight {name}={text}: a number is expected")
+    problems.raise_if_any(RequestError, "search")
+    with Index.open(folder, device=device) as opened:
+        searcher = Searcher(opened, stores=store or None, fusion=fusion, weights=weights or None)
+        answers = searcher.search(query, k, where=where)
+        if as_json:
+            pairs = zip(query, answers, strict=True)
+            show_json([{"query": text, "hits": [hit.to_dict() for hit in hits]} for text, hits in pairs])
+            return
+        for text, hits in zip(query, answers, strict=True):
+            rows = [
+                (
+                    rank,
+                    f"{hit.score:.3f}",
+                    hit.id,
+                    ", ".join(f"{name} {one.rank}" for name, one in hit.found.items()),
+                    " ".join(hit.document.full_text.split())[:_WIDTH],
+                )
+                for rank, hit in enumerate(hits, 1)
+            ]
+            show_table(text, ("", "score", "id", "found by", "text"), rows, right=(0, 1))
+            if not rows:
+                note("nothing was found")

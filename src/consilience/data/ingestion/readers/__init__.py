@@ -1,0 +1,1 @@
+"""One file per kind of file: a function that yields its documents."""

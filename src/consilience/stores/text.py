@@ -1,0 +1,166 @@
+"""Full text in tantivy: BM25 over the words of titles and texts, with any filter applied before the top k.
+
+Documents are known by their numbers. Numbers that no snapshot has are passed over, so that what a killed writer left
+behind is never found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilience.core.atomic import storage_error
+from consilience.core.hashing import file_xxh3
+from consilience.errors import RequestError, StorageError, VerificationError, did_you_mean
+from consilience.stores.vectors import Found
+
+__all__ = ["LANGUAGES", "TextStore", "damaged_files"]
+
+LANGUAGES = (
+    "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
+    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
+)  # fmt: skip
+_ANALYSER = "words"
+_HEAP = 64_000_000
+_FEW = 4096  # with fewer documents allowed, they are looked up by number instead of being picked from the hits
+_LONGEST = 200  # bytes of a word
+_MOST_WORDS = 1024  # different words of a query
+
+
+class TextStore:
+    """The full text of an index, in a folder.
+
+    >>> import tempfile
+    >>> store = TextStore.create(Path(tempfile.mkdtemp()) / "text", language="english")
+    >>> _ = store.add([(0, "sorting lists"), (1, "opening a file")])
+    >>> store.search(["how to sort lists"], 10, np.ones(2, bool))[0].numbers
+    array([0])
+    """
+
+    def __init__(self, folder: Path, language: str | None) -> None:
+        import tantivy
+
+        self.folder, self.language = folder, language
+        builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+        builder = builder.filter(tantivy.Filter.remove_long(_LONGEST)).filter(tantivy.Filter.lowercase())
+        builder = builder.filter(tantivy.Filter.ascii_fold())
+        if language is not None:
+            if language not in LANGUAGES:
+                raise RequestError(f"language {language!r} has no stemmer{did_you_mean(language, LANGUAGES)}")
+            builder = builder.filter(tantivy.Filter.stemmer(language))
+        self._analyser = builder.build()
+        schema = tantivy.SchemaBuilder()
+        schema.add_unsigned_field("number", stored=False, indexed=True, fast=True)
+        schema.add_text_field("words", stored=False, tokenizer_name=_ANALYSER, index_option="freq")
+        self._schema = schema.build()
+        try:
+            self._index = tantivy.Index(self._schema, path=str(folder), reuse=True)
+        except (OSError, ValueError) as error:
+            raise VerificationError(f"{folder}: the full text cannot be opened ({error}); compact the index") from error
+        self._index.register_tokenizer(_ANALYSER, self._analyser)
+        self._index.config_reader(reload_policy="manual")
+
+    @classmethod
+    def create(cls, folder: Path, *, language: str | None) -> TextStore:
+        """Make an empty store. language: of the stemmer; None for words as they are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, language)
+
+    def add(self, texts: Iterable[tuple[int, str]]) -> dict[str, Any]:
+        """Add texts by number; durable when this returns. Returns sizes and checksums of all files."""
+        import tantivy
+
+        try:
+            writer = self._index.writer(heap_size=_HEAP, num_threads=1)
+            for number, text in texts:
+                document = tantivy.Document()
+                document.add_unsigned("number", number)
+                document.add_text("words", text)
+                writer.add_document(document)
+            writer.commit()
+            writer.wait_merging_threads()
+            return self.files()
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+        except ValueError as error:
+            raise StorageError(f"{self.folder}: {error}; the last commit stands") from error
+
+    def files(self) -> dict[str, Any]:
+        """Return sizes and checksums of the files in use."""
+        return {
+            path.name: {"bytes": path.stat().st_size, "xxh3": file_xxh3(path)}
+            for path in sorted(self.folder.iterdir())
+            if re.fullmatch(r"[0-9a-f]{32}\..+", path.name)
+        }
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text as they are searched."""
+        return list(self._analyser.analyze(text))
+
+    def search(self, queries: Sequence[str], k: int, live: NDArray[np.bool_]) -> list[Found]:
+        """Return the `k` best documents for every query, of those that are `live` (bool by number).
+
+        Documents with at least one of the words; BM25 (k1 1.2, b 0.75). All characters are ordinary ones.
+        """
+        self._index.reload()
+        searcher = self._index.searcher()
+        allowed = np.flatnonzero(live) if np.count_nonzero(live) <= _FEW else None
+        return [self._one(searcher, query, k, live, allowed) for query in queries]
+
+    def _one(
+        self, searcher: Any, text: str, k: int, live: NDArray[np.bool_], allowed: NDArray[np.int64] | None
+    ) -> Found:
+        query = self._query(text)
+        if query is None or not k or (allowed is not None and not len(allowed)):
+            return Found(np.empty(0, np.int64), np.empty(0, np.float32))
+        if allowed is not None and len(allowed) < searcher.num_docs:
+            query = self._among(query, allowed)
+        limit = k
+        while True:
+            hits = searcher.search(query, limit, count=False).hits
+            addresses = [address for _, address in hits]
+            numbers = np.array(searcher.fast_field_values("number", addresses), np.int64)
+            known = numbers < len(live)
+            known[known] = live[numbers[known]]
+            if len(hits) < limit or np.count_nonzero(known) >= k:
+                break
+            limit *= 4
+        scores = np.array([score for score, _ in hits], np.float32)[known]
+        numbers = numbers[known]
+        order = np.lexsort((numbers, -scores))[:k]
+        return Found(numbers[order], scores[order])
+
+    def _query(self, text: str) -> Any:
+        import tantivy
+
+        counted = Counter(self.words(text))
+        if not counted:
+            return None
+        parts = []
+        for word, times in counted.most_common(_MOST_WORDS):
+            part = tantivy.Query.term_query(self._schema, "words", word, "freq")
+            parts.append((tantivy.Occur.Should, part if times == 1 else tantivy.Query.boost_query(part, float(times))))
+        return tantivy.Query.boolean_query(parts)
+
+    def _among(self, query: Any, allowed: NDArray[np.int64]) -> Any:
+        import tantivy
+
+        numbers = tantivy.Query.term_set_query(self._schema, "number", allowed.tolist())
+        fixed = tantivy.Query.const_score_query(numbers, 0.0)
+        return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, fixed)])
+
+
+def damaged_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with recorded files that are there; a later commit may have merged some away."""
+    return [
+        f"{path} is not as it was written; compact the index to make the full text anew"
+        for name, facts in files.items()
+        if (path := folder / name).is_file()
+        and (path.stat().st_size != facts["bytes"] or file_xxh3(path) != facts["xxh3"])
+    ]
