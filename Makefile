@@ -53,6 +53,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/merge_speed.py
 	$(BIN)/python benchmarks/spectral_speed.py
+	$(BIN)/python benchmarks/bundle_speed.py
 	$(BIN)/python benchmarks/all_methods.py
 	$(BIN)/python benchmarks/composition.py
 
