@@ -15,9 +15,12 @@ from consilience.errors import ConsilienceError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import method_names
 from tests.golden.translate import Translation, Untranslated, find_translation, has_translation, translate
-from tests.golden.translations.fusion_and_selection import CHECKS
+from tests.golden.translations import benchmarks, fusion_and_selection
 
 Tensors = dict[str, np.ndarray]
+
+CHECKS = {**fusion_and_selection.CHECKS, **benchmarks.CHECKS}
+"""System -> what compares one of its cases, which hold no weights, and returns the differences."""
 
 
 @dataclass(frozen=True)
