@@ -18,6 +18,7 @@ from consilience.errors import RequestError, WorkError
 from consilience.merging.memory import merge_state_dicts
 from consilience.tuning.frank_wolfe import INITIAL, FrankWolfe, _project, frank_wolfe
 from consilience.tuning.frank_wolfe_pool import Pool
+from tests.tuning.tasks import Tasks
 from tests.tuning.toy import ToyPredictor, toy, toy_examples
 
 State = dict[str, Tensor]
@@ -230,3 +231,22 @@ def test_a_stopped_run_resumes_with_the_same_bits(setting: Setting, tmp_path: Pa
         resumed = setting.run(job=job, **settings)
     assert np.array_equal(resumed.values, whole.values)
     assert all(torch.equal(resumed.state[name], whole.state[name]) for name in whole.tensors)
+
+
+def test_learning_ends_where_nothing_moves() -> None:
+    tasks = Tasks()
+    calls = 0
+    model = tasks.models["red"]
+    plain = model.logits
+
+    def counted(batch: Any, parameters: Any = None) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(batch, parameters).detach() * 0 + sum(p.sum() * 0 for p in (parameters or {}).values())
+
+    model.logits = counted  # type: ignore[method-assign]
+    frank_wolfe(
+        tasks.base, tasks.experts, {"red": model}, {"red": tasks.examples["red"]}, variant="soft", iterations=1,
+        learning_steps=400,
+    )  # fmt: skip
+    assert 20 <= calls < 60

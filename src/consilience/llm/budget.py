@@ -87,7 +87,9 @@ class CallBudget:
             if self.calls is not None and self._calls >= self.calls:
                 over.append(f"{self._calls} of {self.calls} calls")
             if self.tokens is not None and self._tokens + self._held_tokens + held.tokens > self.tokens:
-                needs = f"{self._tokens + self._held_tokens} of {self.tokens} tokens, the next call may use {held.tokens}"
+                needs = (
+                    f"{self._tokens + self._held_tokens} of {self.tokens} tokens, the next call may use {held.tokens}"
+                )
                 over.append(needs)
             if self.money is not None and self._money + self._held_money + held.money > self.money:
                 needs = f"{self._money + self._held_money:g} of {self.money:g} money"

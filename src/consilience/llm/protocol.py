@@ -111,7 +111,9 @@ class Message:
     def from_dict(cls, record: Mapping[str, Any]) -> Message:
         """Read the wire form."""
         if not isinstance(record, Mapping) or not isinstance(record.get("role"), str):
-            raise RequestError(f"{record!r} is no message; use Message(role, content) or {{'role': ..., 'content': ...}}")
+            raise RequestError(
+                f"{record!r} is no message; use Message(role, content) or {{'role': ..., 'content': ...}}"
+            )
         calls = tuple(ToolCall.from_dict(call) for call in record.get("tool_calls") or ())
         return cls(record["role"], str(record.get("content") or ""), calls, record.get("tool_call_id"))
 

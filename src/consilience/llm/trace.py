@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -38,11 +39,19 @@ class Trace:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_cut_line()
         self._lock = threading.Lock()
         self._ids = count(1 + max((span["id"] for span in self.read()), default=0))
 
+    def _drop_cut_line(self) -> None:
+        """Take away what a run that was killed left of its last line."""
+        if self.path.is_file():
+            data = self.path.read_bytes()
+            if not data.endswith(b"\n"):
+                os.truncate(self.path, data.rfind(b"\n") + 1)
+
     def read(self) -> list[dict[str, Any]]:
-        """Return the spans written so far; a last line that was cut is left out."""
+        """Return the spans written so far."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -64,11 +73,32 @@ class Trace:
             raise
         finally:
             _PARENT.reset(token)
-            record = {"id": identity, "parent": parent, "name": name, "started": started}
-            record |= {"seconds": time.monotonic() - clock, "facts": facts}
-            self._write(record if error is None else record | {"error": error})
+            self._write(identity, parent, name, started, time.monotonic() - clock, facts, error)
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def add(self, name: str, seconds: float, facts: dict[str, Any], error: str | None = None) -> None:
+        """Write a span that ended just now inside the present one, as streams need it."""
+        with self._lock:
+            identity = next(self._ids)
+        self._write(identity, _PARENT.get(), name, time.time() - seconds, seconds, facts, error)
+
+    def _write(
+        self,
+        identity: int,
+        parent: int | None,
+        name: str,
+        started: float,
+        seconds: float,
+        facts: dict[str, Any],
+        error: str | None,
+    ) -> None:
+        record: dict[str, Any] = {
+            "id": identity,
+            "parent": parent,
+            "name": name,
+            "started": started,
+            "seconds": seconds,
+        }
+        record |= {"facts": facts} if error is None else {"facts": facts, "error": error}
         line = json.dumps(record, ensure_ascii=False, default=str) + "\n"
         with self._lock:
             try:

@@ -36,6 +36,7 @@ Loss = Literal["cross_entropy", "entropy"]
 
 INITIAL = "initial"
 _FLAT = 1e-7  # a loss that changes by less, relatively, two times in a row is flat
+_STILL = 20  # learning steps without a change end the learning of an iteration
 _DIVERGED = 3.0  # times the first loss
 
 Array = NDArray[np.float64]
@@ -168,11 +169,12 @@ def frank_wolfe(
         key = f"iteration {t}"
         if job is not None and key in job.done:
             entry, values = job.done[key]["entry"], np.array(job.done[key]["values"], np.float64)
-            for stream in streams.values() if variant == "soft" else ():
-                for _ in range(learning_steps):
+            for stream in streams.values():
+                for _ in range(job.done[key].get("learned", learning_steps if variant == "soft" else 0)):
                     next(stream)
             theta = run.pool.combine(values)
         else:
+            learned = 0
             if job is not None:
                 job.check()
             if variant == "hard":
@@ -186,7 +188,7 @@ def frank_wolfe(
                 if learning_steps:
                     guess = scale if t == 0 else later_start
                     settings = (learning_steps, learning_rate, learning_loss, project)
-                    moves = run.learn(theta, run.pool.picked(choice), guess, streams, *settings)
+                    moves, learned = run.learn(theta, run.pool.picked(choice), guess, streams, *settings)
                 else:
                     moves = np.full(choice.shape, scale * (1.0 if t == 0 else step))
             values = _moved(values, start, choice, moves)
@@ -194,7 +196,7 @@ def frank_wolfe(
             after = run.loss(theta, loss)
             entry = _entry(t, step, run.pool, choice, scores, granularity, after)
             if job is not None:
-                job.record(key, entry=entry, values=values.tolist())
+                job.record(key, entry=entry, values=values.tolist(), learned=learned)
         trace.append(entry)
         after = entry["loss"]
         if after < lowest:
@@ -340,13 +342,17 @@ class _Run:
         learning_rate: float,
         loss: Loss,
         project: bool,
-    ) -> Array:
-        """Return learnt coefficients (picks, tensors) of the steps towards the picks."""
+    ) -> tuple[Array, int]:
+        """Return learnt coefficients (picks, tensors) of the steps towards the picks, and how many steps it took.
+
+        Stops where for 20 steps no coefficient moved, or the loss stayed the same.
+        """
         tensors = self.pool.tensors
         values = torch.full((len(picks), len(tensors)), guess, requires_grad=True)
         present = torch.tensor([[tensor in pick for tensor in tensors] for pick in picks])
         ways = {t: [pick[t] - state[t] if t in pick else None for pick in picks] for t in tensors}
         optimiser = torch.optim.Adam([values], lr=learning_rate)
+        taken, losses, still = 0, list[float](), 0
         for number in range(steps):
             at = {}
             for place, tensor in enumerate(tensors):
@@ -360,13 +366,20 @@ class _Run:
                 total = total + _objective(self.models[task], next(stream), self._given(task, at), loss)
             if not bool(torch.isfinite(total)):
                 raise WorkError(f"the learning loss is {total.item()} in step {number}; lower the learning rate")
+            before = values.detach().clone()
             optimiser.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             if project:
                 with torch.no_grad():
                     values.copy_(_project(values))
-        return np.where(present.numpy(), values.detach().numpy().astype(np.float64), 0.0)
+            taken = number + 1
+            losses = [*losses, total.item()][-_STILL:]
+            still = still + 1 if torch.equal(before, values.detach()) else 0
+            level = len(losses) == _STILL and max(losses) - min(losses) <= _FLAT * max(map(abs, losses))
+            if still == _STILL or level:
+                break
+        return np.where(present.numpy(), values.detach().numpy().astype(np.float64), 0.0), taken
 
 
 def _project(values: Tensor) -> Tensor:
