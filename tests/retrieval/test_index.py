@@ -167,3 +167,22 @@ def test_files_come_in_and_go(tmp_path: Path, encoder: str) -> None:
         index_files(files, tmp_path / "index", prune=True, progress=False)
     with Index.open(tmp_path / "index") as index:
         assert index.stats()["documents"] == 4
+
+
+def test_threads_search_while_another_writes(folder: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with Index.open(folder, write=True) as writer, Index.open(folder) as reader:
+        searcher = Searcher(reader)
+
+        def ask(number: int) -> str:
+            return searcher.search(["w7 w8 dog barks w9 w10"], 1, where=f"length > {number % 3}")[0][0].id
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = [pool.submit(ask, number) for number in range(80)]
+            for number in range(12):
+                writer.upsert([Document(f"new{number}", f"w{number + 30}")])
+                if number % 4 == 3:
+                    writer.stores.compact()  # type: ignore[attr-defined]
+            assert {one.result() for one in answers} == {"dogs"}
+        assert reader.stats()["documents"] == 16

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,10 @@ class EmbeddedStores:
         try:
             self.table = Table(self.folder / "documents.sqlite", write=write)
             self._segments: dict[str, Arrays] = {}
+            self._opening, self._filtering = threading.Lock(), threading.Lock()
             self._masks: dict[tuple[int, str], NDArray[np.bool_]] = {}
             self._texts: dict[str, TextStore] = {}
-            snapshot = self._snapshot()
+            snapshot, _ = self._snapshot()
             if write:
                 self._sweep(snapshot)
             if verify and (wrong := damaged_files(self.folder / snapshot.meta.get("text", "text"), _files(snapshot))):
@@ -146,33 +148,42 @@ class EmbeddedStores:
             os.close(self._lock)
             self._lock = -1
 
-    def _snapshot(self) -> Snapshot:
-        """Return the committed state with all its segments mapped."""
-        for _ in range(_TRIES):
-            snapshot = self.table.snapshot()
-            try:
-                for name, space, _, files in snapshot.segments:
-                    if name not in self._segments:
-                        opened = open_segment(self.folder / "vectors" / space, name, files, verify=self._verify)
-                        self._segments[name] = opened
-            except FileNotFoundError as error:
-                lost = error.filename
-                continue  # a writer replaced it meanwhile
-            wanted = {name for name, *_ in snapshot.segments}
-            for name in [name for name in self._segments if name not in wanted]:
-                del self._segments[name]
-            return snapshot
+    def _snapshot(self) -> tuple[Snapshot, dict[str, Arrays]]:
+        """Return the committed state with its segments, mapped."""
+        with self._opening:
+            for _ in range(_TRIES):
+                snapshot = self.table.snapshot()
+                try:
+                    self._segments = {
+                        name: self._segments.get(name)
+                        or open_segment(self.folder / "vectors" / space, name, files, verify=self._verify)
+                        for name, space, _, files in snapshot.segments
+                    }
+                except FileNotFoundError as error:
+                    lost = error.filename  # a writer may have replaced it meanwhile
+                else:
+                    return snapshot, self._segments
         raise VerificationError(f"{lost}: the file is gone; restore it from a copy, or index again")
 
     def _text(self, snapshot: Snapshot) -> TextStore:
         name = snapshot.meta.get("text", "text")
-        if name not in self._texts:
-            if not (self.folder / name / "meta.json").is_file():
-                raise VerificationError(
-                    f"{self.folder / name}: the full text is gone; compact the index to make it anew"
-                )
-            self._texts = {name: TextStore(self.folder / name, self.language)}
-        return self._texts[name]
+        with self._opening:
+            if name not in self._texts:
+                if not (self.folder / name / "meta.json").is_file():
+                    place = self.folder / name
+                    raise VerificationError(f"{place}: the full text is gone; compact the index to make it anew")
+                self._texts = {name: TextStore(self.folder / name, self.language)}
+            return self._texts[name]
+
+    def _with_text(self) -> tuple[Snapshot, TextStore]:
+        """Return the committed state with its full text, also where a writer is just making it anew."""
+        while True:
+            snapshot, _ = self._snapshot()
+            try:
+                return snapshot, self._text(snapshot)
+            except VerificationError:
+                if self._snapshot()[0].generation == snapshot.generation:
+                    raise
 
     def _sweep(self, snapshot: Snapshot) -> None:
         """Delete the files of segments that no commit lists."""
@@ -189,13 +200,12 @@ class EmbeddedStores:
             return snapshot.live
         found = parse_where(where)
         key = (snapshot.generation, repr(found))
-        if key not in self._masks:
-            if len(self._masks) >= _REMEMBERED or any(
-                generation != snapshot.generation for generation, _ in self._masks
-            ):
-                self._masks.clear()
-            self._masks[key] = self.table.passing(found, snapshot)
-        return self._masks[key]
+        with self._filtering:
+            if key not in self._masks:
+                if len(self._masks) >= _REMEMBERED or any(made != snapshot.generation for made, _ in self._masks):
+                    self._masks = {}
+                self._masks[key] = self.table.passing(found, snapshot)
+            return self._masks[key]
 
     def _space(self, name: str) -> VectorSpace:
         if name not in self.spaces:
@@ -204,8 +214,8 @@ class EmbeddedStores:
 
     def search_text(self, queries: Sequence[str], k: int, *, where: Where | None = None) -> list[Found]:
         """Return the documents that have words of the query, best first, by BM25."""
-        snapshot = self._snapshot()
-        return self._text(snapshot).search(queries, _positive(k), self._live(snapshot, where))
+        snapshot, text = self._with_text()
+        return text.search(queries, _positive(k), self._live(snapshot, where))
 
     def search_vectors(
         self, space: str, queries: NDArray[np.float32], k: int, *, where: Where | None = None
@@ -213,15 +223,15 @@ class EmbeddedStores:
         """Return the documents with the largest similarity, exactly; queries (queries, dimension)."""
         asked = self._space(space)
         vectors = check_vectors(queries, asked.dimension, what="queries", cosine=asked.similarity == "cosine")
-        snapshot = self._snapshot()
-        segments = [self._segments[name] for name, own, *_ in snapshot.segments if own == space]
+        snapshot, opened = self._snapshot()
+        segments = [opened[name] for name, own, *_ in snapshot.segments if own == space]
         return search_vectors(segments, vectors, _positive(k), self._live(snapshot, where))
 
     def search_edges(
         self, entities: Sequence[Sequence[str]], k: int, *, hops: int = 1, where: Where | None = None
     ) -> list[Found]:
         """Return the documents that speak of entities or of what is linked to them, nearest and heaviest first."""
-        snapshot = self._snapshot()
+        snapshot, _ = self._snapshot()
         live = self._live(snapshot, where)
         return [nearby(self.table, snapshot, start, _positive(k), hops, live) for start in entities]
 
@@ -263,7 +273,7 @@ class EmbeddedStores:
             (space, len(ids), {"numbers": numbers, "vectors": vectors[space]}) for space in (self.spaces if ids else ())
         ]
         texts = [(first + place, document.full_text) for place, document in enumerate(batch.documents)]
-        snapshot = self._snapshot()
+        snapshot, _ = self._snapshot()
         retired = self._merged_with(snapshot, written)
         name = f"{first:012d}"
         try:
@@ -305,7 +315,7 @@ class EmbeddedStores:
         Also makes a damaged full text again. Readers go on meanwhile.
         """
         self._writable()
-        snapshot = self._snapshot()
+        snapshot, _ = self._snapshot()
         name = f"text-{snapshot.generation + 1:012d}"
         shutil.rmtree(self.folder / name, ignore_errors=True)
         text = TextStore.create(self.folder / name, language=self.language)
@@ -358,7 +368,7 @@ class EmbeddedStores:
 
     def stats(self) -> dict[str, Any]:
         """Return numbers of documents, of edges, of rows that compacting would drop, bytes on disk, the generation."""
-        snapshot = self._snapshot()
+        snapshot, _ = self._snapshot()
         gone = self.table.rows("SELECT count(*) FROM documents WHERE removed IS NOT NULL")[0][0]
         edges = self.table.rows("SELECT count(*) FROM edges")[0][0]
         return {
