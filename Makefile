@@ -22,11 +22,11 @@ $(BIN)/python:
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[text,bench,fitting,search,demo]"
+	$(BIN)/python -m pip install --quiet -e ".[text,bench,fitting,search,llm,demo]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -e ".[text,bench,fitting,search,demo,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[text,bench,fitting,search,llm,demo,dev]"
 	touch $@
 
 setup: $(VENV)/.dev

@@ -41,7 +41,7 @@ def main() -> None:
     if options.worker:
         work(options.worker, folder, options.queries, options.passes)
         return
-    make(folder)
+    make(folder, 4 if options.smoke else 200)
     report: dict[str, Any] = {"queries": options.queries, "passes": options.passes, "rows": {}}
     for way in (*WAYS[:2], *options.ways):
         log = folder / f"{WAYS.index(way)}.log"
@@ -60,19 +60,19 @@ def main() -> None:
     (options.folder / "bundle_speed.json").write_text(json.dumps(report, indent=1))
 
 
-def make(folder: Path) -> None:
-    """Write the bundle, with a router fitted on train queries."""
-    from consilience.bench.routing import fit_domain_router
-    from consilience.bundles.bundle import Bundle
+def make(folder: Path, count: int) -> None:
+    """Write the bundle, with a router of the mean vectors of `count` train queries a domain."""
     from consilience.bundles.creation import create_bundle
-    from consilience.data import Suite
+    from consilience.bundles.encoding import BundleEncoder
+    from consilience.bundles.routers.centroid import fit_centroids
 
     if (folder / "bundle" / "router").is_dir():
         return
     experts = {path.name: f"{BASE}+{path}" for path in names()}
     bundle = create_bundle(folder / "bundle", BASE, experts, residual="adapter", encodes="query")
-    bundle.set_router(fit_domain_router(bundle, Suite.open(ROOT / "examples" / "suite.yml")))
-    Bundle.open(folder / "bundle")
+    pairs = questions(count * len(experts), "train")
+    vectors = BundleEncoder(bundle, device="cpu").shared.encode([text for _, text in pairs])
+    bundle.set_router(fit_centroids(vectors, [name for name, _ in pairs]))
 
 
 def names() -> list[Path]:
@@ -80,12 +80,12 @@ def names() -> list[Path]:
     return sorted(path.parent for path in EXPERTS.glob("*/adapter_config.json"))
 
 
-def questions(count: int) -> list[tuple[str, str]]:
-    """Return test queries with the domain of each, the domains in turn."""
+def questions(count: int, split: str = "test") -> list[tuple[str, str]]:
+    """Return queries with the domain of each, the domains in turn."""
     from consilience.data import Suite
 
     suite = Suite.open(ROOT / "examples" / "suite.yml")
-    texts = {name: domain.data.queries("test").texts for name, domain in suite.domains.items()}
+    texts = {name: domain.data.queries(split).texts for name, domain in suite.domains.items()}
     order = [(name, held[place]) for place in range(count) for name, held in texts.items() if place < len(held)]
     return order[:count]
 

@@ -1,4 +1,4 @@
-"""Every exception of Consilience.
+"""Every exception of Consilience, but those of calls to language models, which are in `consilience.llm.errors`.
 
 ConsilienceError                 root: catch this one
 ├── RequestError                 the request was wrong: nothing was started, exit code 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,6 +90,7 @@ class Loopback:
 
     def __init__(self, handler: Handler) -> None:
         self.calls: list[Call] = []
+        self.failures: list[str] = []  # errors of the handler itself
         self.most_in_flight = 0
         self._in_flight = 0
         self._lock = threading.Lock()
@@ -151,6 +153,11 @@ class Loopback:
             daemon_threads = True
             request_queue_size = 256
 
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                error = sys.exc_info()[1]
+                if not isinstance(error, ConnectionError):  # clients that leave are no failure
+                    outer.failures.append(repr(error))
+
         self._server = Server(("127.0.0.1", 0), Speaking)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -177,3 +184,5 @@ def serving(handler: Handler) -> Iterator[Loopback]:
         yield server
     finally:
         server.close()
+    assert not server.failures
+    assert not getattr(handler, "unexpected", []), "the script has no reply for these"
