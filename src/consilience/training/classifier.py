@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from consilience.core.jobs import Budget, Job
-from consilience.core.progress import Progress
-from consilience.core.records import read_record, write_record
+from consilience.core.jobs import Budget
 from consilience.data.labelled import LabelledData, LabelledTexts
 from consilience.errors import RequestError, did_you_mean
-from consilience.training.run import finished_record, torch_threads, weight_checksums
+from consilience.training.run import TrainingRun, weight_checksums
 from consilience.training.settings import LEARNING_RATES, CommonSettings
 
 if TYPE_CHECKING:
@@ -137,7 +133,7 @@ def train_classifier(
     settings.check()
     run = _Run(str(base), _opened(data), [_opened(other) for other in against], Path(out), settings, head, device)
     run.licence = licence
-    finished = finished_record(run.out, run.request(), _RECORD, _VERSION)
+    finished = run.finished()
     if finished is not None:
         return finished
     return run.train(state_every=max(1, state_every), threads=threads, budget=budget, shown=progress)
@@ -163,8 +159,11 @@ def _opened(data: str | Path | LabelledData) -> LabelledData:
     return data if isinstance(data, LabelledData) else LabelledData.open(data)
 
 
-class _Run:
-    """One training run: the request, and the way from base to published expert."""
+class _Run(TrainingRun):
+    """Training through a frozen head."""
+
+    settings: ClassifierSettings
+    head: Head
 
     def __init__(
         self,
@@ -179,8 +178,7 @@ class _Run:
         from consilience.models.classifier import Head
         from consilience.models.loading import load_encoder
 
-        self.base, self.data, self.out, self.settings = base, data, out, settings
-        self.examples = data.training(against=against)
+        self.data, self.examples = data, data.training(against=against)
         self.given = None if head is None else Head.read(head)
         if self.given is not None and self.given.labels != data.labels:
             raise RequestError(
@@ -189,7 +187,7 @@ class _Run:
             )
         self.licence: str | None = None
         self.encoder: DenseEncoder = load_encoder(base, device=device, max_tokens=settings.max_tokens)
-        self.base_files = weight_checksums(self.encoder.checkpoint)
+        super().__init__(base, out, settings, weight_checksums(self.encoder.checkpoint))
 
     def request(self) -> dict[str, Any]:
         """Return what was asked for, as plain data."""
@@ -204,102 +202,57 @@ class _Run:
             "settings": asdict(self.settings),
         }
 
-    def train(
-        self, *, state_every: int, threads: int | None, budget: Budget | None, shown: bool | None
-    ) -> dict[str, Any]:
-        """Fit the head, measure the base, train, write checkpoints and the expert, publish."""
-        from consilience.training.classifier_steps import fine_tune, fit_head
+    def prepare(self) -> None:
+        """Fit the head, where none is given."""
+        from consilience.training.classifier_steps import fit_head
 
-        settings, encoder = self.settings, self.encoder
-        with (
-            torch_threads(threads),
-            Job(self.out, kind="train", request=self.request(), budget=budget) as job,
-            Progress(settings.steps, "steps", f"training {self.out.name}", enabled=shown) as progress,
-        ):
-            head = self.given or fit_head(
-                encoder,
-                self.examples.sample(settings.head_examples, seed=settings.seed),
-                self.data.labels,
-                penalty=settings.head_penalty,
-            )
-            if "base" not in job.done:
-                job.record("base", dev=self._accuracy(head))
-            trainee = self._trainee()
+        self.head = self.given or fit_head(
+            self.encoder,
+            self.examples.sample(self.settings.head_examples, seed=self.settings.seed),
+            self.data.labels,
+            penalty=self.settings.head_penalty,
+        )
 
-            def after_step(state: TrainingState) -> None:
-                if state.step in settings.checkpoints:
-                    self._checkpoint(job, trainee, head, state)
-
-            state = fine_tune(
-                encoder,
-                {self.data.name: (head, self.examples)},
-                trainee.parameters,
-                settings,
-                state_file=job.partial / "state.safetensors",
-                state_every=state_every,
-                after_step=after_step,
-                check=job.check,
-                progress=progress,
-            )
-            self._finish(job, trainee, head, state)
-        return read_record(self.out / _RECORD, "expert", _VERSION)
-
-    def _trainee(self) -> Trainee:
+    def trainee(self) -> Trainee:
+        """Return the encoder's weights, or an adapter of them."""
         from consilience.training.artefact import FullWeights, LoraAdapter
 
-        settings = self.settings
-        if settings.method == "full":
-            weights = FullWeights(self.encoder, dtype=settings.dtype)
-            weights.parameters = trainable(self.encoder, settings.frozen)
+        if self.settings.method == "full":
+            weights = FullWeights(self.encoder, dtype=self.settings.dtype)
+            weights.parameters = trainable(self.encoder, self.settings.frozen)
             return weights
-        return LoraAdapter(
-            self.encoder,
-            self.base,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
-            dtype=str(settings.dtype),
-        )
+        return LoraAdapter(self.encoder, self.base, **self.adapter_options())
 
     def _dev(self) -> LabelledTexts | None:
         if "dev" not in self.data.splits or not self.settings.dev_examples:
             return None
         return self.data.examples("dev").sample(self.settings.dev_examples)
 
-    def _accuracy(self, head: Head, trainee: Trainee | None = None) -> float | None:
+    def measure(self) -> float | None:
+        """Return the accuracy on dev; None without dev examples."""
         from consilience.models.classifier import TextClassifier
-        from consilience.training.artefact import rounded
 
         sample = self._dev()
         if sample is None:
             return None
-        classifier = TextClassifier(self.encoder, head)
-        if trainee is None:
-            return round(float(classifier.correct(sample.pairs()).mean()), 4)
-        with rounded(trainee):
-            return round(float(classifier.correct(sample.pairs()).mean()), 4)
+        return round(float(TextClassifier(self.encoder, self.head).correct(sample.pairs()).mean()), 4)
 
-    def _checkpoint(self, job: Job, trainee: Trainee, head: Head, state: TrainingState) -> None:
-        key = f"step-{state.step}"
-        if key in job.done:
-            return
-        folder = job.work / "checkpoints" / key
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed while writing it
+    def descend(self, trainee: Trainee, **how: Any) -> TrainingState:
+        """Take all steps through the head."""
+        from consilience.training.classifier_steps import fine_tune
+
+        tasks = {self.data.name: (self.head, self.examples)}
+        return fine_tune(self.encoder, tasks, trainee.parameters, self.settings, **how)
+
+    def write(self, trainee: Trainee, folder: Path, state: TrainingState) -> None:
+        """Write the weights and the head."""
         trainee.write(folder)
-        head.write(folder)
-        job.record(key, dev=self._accuracy(head, trainee), loss=round(fmean(state.losses[-20:]), 4))
+        self.head.write(folder)
 
-    def _finish(self, job: Job, trainee: Trainee, head: Head, state: TrainingState) -> None:
-        import torch
-
-        trainee.write(job.work)
-        head.write(job.work)
+    def described(self, dev: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
+        """Return the record's own part."""
         sample = self._dev()
-        record: Mapping[str, Any] = {
-            "base": self.base,
-            "base_files": self.base_files,
-            **trainee.facts(),
+        return {
             "data": {
                 "path": str(self.data.folder or self.data.name),
                 "split": "train",
@@ -320,14 +273,8 @@ class _Run:
             "dev": {
                 "metric": "accuracy",
                 "examples": 0 if sample is None else len(sample),
-                "base": job.done["base"]["dev"],
-                "expert": self._accuracy(head, trainee),
-                "checkpoints": {key: entry["dev"] for key, entry in job.done.items() if key.startswith("step-")},
+                "base": dev["base"],
+                "expert": dev["expert"],
+                "checkpoints": {key: entry["dev"] for key, entry in dev["checkpoints"].items()},
             },
-            "seconds": round(state.seconds, 1),
-            "threads": torch.get_num_threads(),
-            "tokens": state.tokens,
-            "versions": {name: version(name) for name in ("consilience", "torch", "transformers", "peft")},
         }
-        write_record(job.work / _RECORD, "expert", _VERSION, record)
-        job.publish()

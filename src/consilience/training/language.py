@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from consilience.core.atomic import write_text_atomic
-from consilience.core.jobs import Budget, Job
-from consilience.core.progress import Progress
-from consilience.core.records import read_record, write_record
+from consilience.core.jobs import Budget
 from consilience.data.language import LanguageData
 from consilience.errors import RequestError
-from consilience.training.run import finished_record, torch_threads, weight_checksums
+from consilience.training.run import TrainingRun, weight_checksums
 from consilience.training.settings import LEARNING_RATES, LanguageSettings
 
 if TYPE_CHECKING:
@@ -26,10 +21,6 @@ if TYPE_CHECKING:
     from consilience.training.fitting import TrainingState
 
 __all__ = ["train_language_model"]
-
-_RECORD = "expert.json"
-_VERSION = 1
-_WINDOW = 10
 
 
 def train_language_model(
@@ -115,14 +106,17 @@ def train_language_model(
     run.facts = {
         "data": {"path": str(opened.folder or opened.name), "split": "train", "licence": licence, **texts.describe()}
     }
-    finished = finished_record(run.out, run.request(), _RECORD, _VERSION)
+    finished = run.finished()
     if finished is not None:
         return finished
     return run.train(state_every=max(1, state_every), threads=threads, budget=budget, shown=progress)
 
 
-class _Run:
-    """One training run: the request, and the way from base to published expert."""
+class _Run(TrainingRun):
+    """Next-token training."""
+
+    window = 10
+    settings: LanguageSettings
 
     def __init__(
         self,
@@ -133,10 +127,9 @@ class _Run:
         settings: LanguageSettings,
         model: CausalModel,
     ) -> None:
-        self.base, self.data, self.examples = base, data, examples
-        self.out, self.settings, self.model = out, settings, model
+        super().__init__(base, out, settings, weight_checksums(model.checkpoint))
+        self.data, self.examples, self.model = data, examples, model
         self.facts: dict[str, Any] = {}
-        self.base_files = weight_checksums(model.checkpoint)
         unnamed = {name for name, _ in model.module.named_parameters()} - set(model.names)
         if settings.method == "full" and unnamed:
             raise RequestError(
@@ -148,119 +141,58 @@ class _Run:
         """Return what identifies the run."""
         return {"base": self.base, "base_files": self.base_files, "settings": asdict(self.settings), **self.facts}
 
-    def train(
-        self, *, state_every: int, threads: int | None, budget: Budget | None, shown: bool | None
-    ) -> dict[str, Any]:
-        """Measure the base, train, write checkpoints and the expert, publish."""
+    def trainee(self) -> Trainee:
+        """Return the model's weights, or an adapter of them."""
+        from consilience.training.artefact import CausalAdapter, CausalWeights
+
+        if self.settings.method == "full":
+            return CausalWeights(self.model, dtype=self.settings.dtype)
+        return CausalAdapter(self.model, self.base, **self.adapter_options())
+
+    def _held(self) -> Sequence[Any]:
+        return self.data.splits.get("dev", ())[: self.settings.dev_examples]
+
+    def measure(self) -> float | None:
+        """Return the mean loss on dev; None without dev examples."""
+        examples = self._held()
+        return round(self.model.mean_loss(examples), 5) if examples else None
+
+    def descend(self, trainee: Trainee, **how: Any) -> TrainingState:
+        """Take all steps on the texts."""
         from consilience.training.fitting import fit
         from consilience.training.language_steps import LanguageSteps
 
-        settings = self.settings
-        with (
-            torch_threads(threads),
-            Job(self.out, kind="train", request=self.request(), budget=budget) as job,
-            Progress(settings.steps, "steps", f"training {self.out.name}", enabled=shown) as progress,
-        ):
-            if "base" not in job.done:
-                job.record("base", dev=self._dev_loss())
-            steps = LanguageSteps(self.model, self.examples, settings)
-            trainee = self._trainee()
+        steps = LanguageSteps(self.model, self.examples, self.settings)
+        self.model.module.train(self.settings.dropout)
+        state = fit(steps, trainee.parameters, self.settings, **how)
+        self.model.module.eval()
+        return state
 
-            def after_step(state: TrainingState) -> None:
-                if state.step in settings.checkpoints:
-                    self._checkpoint(job, trainee, state)
-
-            self.model.module.train(settings.dropout)
-            state = fit(
-                steps,
-                trainee.parameters,
-                settings,
-                state_file=job.partial / "state.safetensors",
-                state_every=state_every,
-                after_step=after_step,
-                check=job.check,
-                progress=progress,
-            )
-            self.model.module.eval()
-            self._finish(job, trainee, state)
-        return read_record(self.out / _RECORD, "expert", _VERSION)
-
-    def _trainee(self) -> Trainee:
-        from consilience.training.artefact import CausalAdapter, CausalWeights
-
-        settings = self.settings
-        if settings.method == "full":
-            return CausalWeights(self.model, dtype=settings.dtype)
-        return CausalAdapter(
-            self.model,
-            self.base,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
-            dtype=str(settings.dtype),
-        )
-
-    def _dev_loss(self, trainee: Trainee | None = None) -> float | None:
-        from consilience.training.artefact import rounded
-
-        examples = self.data.splits.get("dev", ())[: self.settings.dev_examples]
-        if not examples:
-            return None
-        if trainee is None:
-            return round(self.model.mean_loss(examples), 5)
-        with rounded(trainee):
-            return round(self.model.mean_loss(examples), 5)
-
-    def _checkpoint(self, job: Job, trainee: Trainee, state: TrainingState) -> None:
-        key = f"step-{state.step}"
-        if key in job.done:
-            return
-        folder = job.work / "checkpoints" / key
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed while writing it
+    def write(self, trainee: Trainee, folder: Path, state: TrainingState) -> None:
+        """Write the weights; beside those of a checkpoint, the losses so far."""
         trainee.write(folder)
-        write_text_atomic(folder / "trainer_state.json", json.dumps(_trainer_state(state), indent=1) + "\n")
-        job.record(key, step=state.step, loss=_recent(state), dev=self._dev_loss(trainee))
+        if folder.parent.name == "checkpoints":
+            write_text_atomic(folder / "trainer_state.json", json.dumps(_trainer_state(state), indent=1) + "\n")
 
-    def _finish(self, job: Job, trainee: Trainee, state: TrainingState) -> None:
-        import torch
-
-        trainee.write(job.work)
-        saved = [entry for key, entry in job.done.items() if key.startswith("step-")]
-        record: Mapping[str, Any] = {
-            "base": self.base,
-            "base_files": self.base_files,
-            **trainee.facts(),
+    def described(self, dev: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
+        """Return the record's own part."""
+        return {
             **self.facts,
             "settings": asdict(self.settings),
             "loss": {
                 "kind": "next token, mean over the tokens that count",
                 "first": round(state.losses[0], 4),
-                "last_10": _recent(state),
+                "last_10": self.recent(state),
                 "every_step": [round(loss, 4) for loss in state.losses],
             },
-            "checkpoints": [
-                {"folder": f"checkpoints/{entry['key']}", **{name: entry[name] for name in ("step", "loss", "dev")}}
-                for entry in sorted(saved, key=lambda entry: int(entry["step"]))
-            ],
+            "checkpoints": [{"folder": f"checkpoints/{key}", **entry} for key, entry in dev["checkpoints"].items()],
             "dev": {
                 "metric": "mean negative log-likelihood per token",
-                "examples": len(self.data.splits.get("dev", ())[: self.settings.dev_examples]),
-                "base": job.done["base"]["dev"],
-                "expert": self._dev_loss(trainee),
+                "examples": len(self._held()),
+                "base": dev["base"],
+                "expert": dev["expert"],
             },
-            "seconds": round(state.seconds, 1),
-            "threads": torch.get_num_threads(),
-            "tokens": state.tokens,
-            "versions": {name: version(name) for name in ("consilience", "torch", "transformers", "peft")},
         }
-        write_record(job.work / _RECORD, "expert", _VERSION, record)
-        job.publish()
-
-
-def _recent(state: TrainingState) -> float:
-    """Return the mean loss of the last 10 steps: single batches are noisy."""
-    return round(fmean(state.losses[-_WINDOW:]), 5)
 
 
 def _trainer_state(state: TrainingState) -> dict[str, Any]:

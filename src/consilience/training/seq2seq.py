@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from consilience.core.jobs import Budget, Job
-from consilience.core.progress import Progress
-from consilience.core.records import read_record, write_record
+from consilience.core.jobs import Budget
 from consilience.data.instructions import InstructionData
 from consilience.data.prompting import Prompting
-from consilience.training.run import finished_record, torch_threads, weight_checksums
+from consilience.training.run import TrainingRun, weight_checksums
 from consilience.training.settings import LEARNING_RATES, CommonSettings
 
 if TYPE_CHECKING:
@@ -25,10 +21,6 @@ if TYPE_CHECKING:
     from consilience.training.seq2seq_steps import Mixing, TaskExamples
 
 __all__ = ["train_seq2seq"]
-
-_RECORD = "expert.json"
-_VERSION = 1
-_WINDOW = 20
 
 
 @dataclass(frozen=True)
@@ -160,14 +152,16 @@ def train_seq2seq(
             "instructions": opened.content_hash,
         }
     }
-    finished = finished_record(run.out, run.request(), _RECORD, _VERSION)
+    finished = run.finished()
     if finished is not None:
         return finished
     return run.train(state_every=max(1, state_every), threads=threads, budget=budget, shown=progress)
 
 
-class _Run:
-    """One training run: the request, and the way from base to published expert."""
+class _Run(TrainingRun):
+    """Training on instances of many tasks."""
+
+    settings: Seq2SeqSettings
 
     def __init__(
         self,
@@ -178,132 +172,71 @@ class _Run:
         settings: Seq2SeqSettings,
         model: Seq2SeqModel,
     ) -> None:
-        self.base, self.data, self.examples = base, data, examples
-        self.out, self.settings, self.model = out, settings, model
+        super().__init__(base, out, settings, weight_checksums(model.checkpoint))
+        self.data, self.examples, self.model = data, examples, model
         self.facts: dict[str, Any] = {}
-        self.base_files = weight_checksums(model.checkpoint)
 
     def request(self) -> dict[str, Any]:
         """Return what identifies the run."""
         return {"base": self.base, "base_files": self.base_files, "settings": asdict(self.settings), **self.facts}
 
-    def train(
-        self, *, state_every: int, threads: int | None, budget: Budget | None, shown: bool | None
-    ) -> dict[str, Any]:
-        """Measure the base, train, write checkpoints and the expert, publish."""
-        from consilience.training.fitting import fit
-        from consilience.training.seq2seq_steps import Seq2SeqSteps
-
-        settings, sizes = self.settings, tuple(self.examples.sizes.values())
-        with (
-            torch_threads(threads),
-            Job(self.out, kind="train", request=self.request(), budget=budget) as job,
-            Progress(settings.steps, "steps", f"training {self.out.name}", enabled=shown) as progress,
-        ):
-            if "base" not in job.done:
-                job.record("base", dev=self._dev())
-            steps = Seq2SeqSteps(self.model, self.examples.pairs, settings, sizes=sizes, mixing=settings.mixing)
-            trainee = self._trainee()
-
-            def after_step(state: TrainingState) -> None:
-                if state.step in settings.checkpoints:
-                    self._checkpoint(job, trainee, state)
-
-            self.model.module.train(settings.dropout)
-            state = fit(
-                steps,
-                trainee.parameters,
-                settings,
-                state_file=job.partial / "state.safetensors",
-                state_every=state_every,
-                after_step=after_step,
-                check=job.check,
-                progress=progress,
-            )
-            self.model.module.eval()
-            self._finish(job, trainee, state)
-        return read_record(self.out / _RECORD, "expert", _VERSION)
-
-    def _trainee(self) -> Trainee:
+    def trainee(self) -> Trainee:
+        """Return the model's weights, or an adapter of them."""
         from consilience.training.seq2seq_artefact import Seq2SeqAdapter, Seq2SeqWeights
 
-        settings = self.settings
-        if settings.method == "full":
-            return Seq2SeqWeights(self.model, dtype=settings.dtype)
-        return Seq2SeqAdapter(
-            self.model,
-            self.base,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-            seed=settings.seed,
-            dtype=str(settings.dtype),
-        )
+        if self.settings.method == "full":
+            return Seq2SeqWeights(self.model, dtype=self.settings.dtype)
+        return Seq2SeqAdapter(self.model, self.base, **self.adapter_options())
 
-    def _dev(self, trainee: Trainee | None = None) -> dict[str, float] | None:
-        """Return the mean score of every task's dev instances, with the weights as written; None without any."""
-        from consilience.training.artefact import rounded
+    def measure(self) -> dict[str, float] | None:
+        """Return the mean score of every task's dev instances; None without any."""
         from consilience.training.seq2seq_steps import answer_tasks
 
         settings = self.settings
         if not settings.dev_instances or not any(task.splits.get("dev") for task in self.data.tasks.values()):
             return None
-        asked: dict[str, Any] = {
-            "split": "dev",
-            "prompting": Prompting(settings.fields, settings.examples),
-            "limit": settings.dev_instances,
-            "new_tokens": settings.new_tokens,
-        }
-        if trainee is None:
-            found = answer_tasks(self.model, self.data, **asked)
-        else:
-            with rounded(trainee):
-                found = answer_tasks(self.model, self.data, **asked)
+        found = answer_tasks(
+            self.model,
+            self.data,
+            split="dev",
+            prompting=Prompting(settings.fields, settings.examples),
+            limit=settings.dev_instances,
+            new_tokens=settings.new_tokens,
+        )
         return {name: round(scores.mean, 4) for name, scores in found.items()}
 
-    def _checkpoint(self, job: Job, trainee: Trainee, state: TrainingState) -> None:
-        key = f"step-{state.step}"
-        if key in job.done:
-            return
-        folder = job.work / "checkpoints" / key
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed while writing it
-        trainee.write(folder)
-        job.record(key, step=state.step, loss=round(fmean(state.losses[-_WINDOW:]), 5), dev=self._dev(trainee))
+    def descend(self, trainee: Trainee, **how: Any) -> TrainingState:
+        """Take all steps on the tasks' mixture."""
+        from consilience.training.fitting import fit
+        from consilience.training.seq2seq_steps import Seq2SeqSteps
 
-    def _finish(self, job: Job, trainee: Trainee, state: TrainingState) -> None:
-        import torch
+        settings, sizes = self.settings, tuple(self.examples.sizes.values())
+        steps = Seq2SeqSteps(self.model, self.examples.pairs, settings, sizes=sizes, mixing=settings.mixing)
+        self.model.module.train(settings.dropout)
+        state = fit(steps, trainee.parameters, settings, **how)
+        self.model.module.eval()
+        return state
 
-        trainee.write(job.work)
+    def described(self, dev: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
+        """Return the record's own part."""
         tasks = self.data.tasks.values()
-        record: Mapping[str, Any] = {
-            "base": self.base,
-            "base_files": self.base_files,
-            **trainee.facts(),
+        limit = self.settings.dev_instances
+        return {
             **self.facts,
             "settings": asdict(self.settings),
             "loss": {
                 "kind": "cross-entropy, mean over the target tokens",
                 "first": round(state.losses[0], 4),
-                "last_20": round(fmean(state.losses[-_WINDOW:]), 4),
+                "last_20": round(fmean(state.losses[-20:]), 4),
                 "every_step": [round(loss, 4) for loss in state.losses],
             },
             "dev": {
                 "metric": {task.name: task.metric for task in tasks},
-                "instances": {
-                    task.name: len(task.splits.get("dev", ())[: self.settings.dev_instances]) for task in tasks
-                },
-                "base": job.done["base"]["dev"],
-                "expert": self._dev(trainee),
+                "instances": {task.name: len(task.splits.get("dev", ())[:limit]) for task in tasks},
+                "base": dev["base"],
+                "expert": dev["expert"],
                 "checkpoints": {
-                    key: {name: entry[name] for name in ("loss", "dev")}
-                    for key, entry in job.done.items()
-                    if key.startswith("step-")
+                    key: {name: entry[name] for name in ("loss", "dev")} for key, entry in dev["checkpoints"].items()
                 },
             },
-            "seconds": round(state.seconds, 1),
-            "threads": torch.get_num_threads(),
-            "tokens": state.tokens,
-            "versions": {name: version(name) for name in ("consilience", "torch", "transformers", "peft")},
         }
-        write_record(job.work / _RECORD, "expert", _VERSION, record)
-        job.publish()
