@@ -54,6 +54,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/merge_speed.py
 	$(BIN)/python benchmarks/spectral_speed.py
 	$(BIN)/python benchmarks/bundle_speed.py
+	$(BIN)/python benchmarks/retrieval_speed.py
 	$(BIN)/python benchmarks/all_methods.py
 	$(BIN)/python benchmarks/composition.py
 

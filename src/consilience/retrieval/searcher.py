@@ -1,4 +1,4 @@
-"""The Searcher: a query to several stores at once, one ranking out of theirs, and why each hit is there."""
+"""The Searcher: a query to several stores, one ranking out of theirs, and why each hit is there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilience.data.documents import Document
 from consilience.errors import Problems, RequestError, did_you_mean
-from consilience.retrieval.fusion import Origin, Ranking, fuse, origins
+from consilience.retrieval.fusion import Origin, Ranking, fuse
 from consilience.stores.vectors import Found
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Hit", "Searcher"]
 
 TEXT = "text"
+_LARGE = 50_000  # documents from which on asking the stores at the same time is worth the threads
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Searcher:
         if depth < 1:
             problems.add(f"depth {depth}: at least 1")
         problems.raise_if_any(RequestError, "searcher")
-        self._pool = ThreadPoolExecutor(len(self.stores), "search") if len(self.stores) > 1 else None
+        self._pool = ThreadPoolExecutor(len(self.stores) - 1, "search") if len(self.stores) > 1 else None
 
     def search(self, queries: Sequence[str], k: int = 10, *, where: Where | None = None) -> list[list[Hit]]:
         """Return the hits of every query, best first.
@@ -101,9 +102,22 @@ class Searcher:
         fused = [self._fused(one, k) for one in lists]
         documents = self.index.stores.documents({number for one in fused for number, _ in one})
         return [
-            [Hit(documents[number], score, where_from[number]) for number, score in one if number in documents]
-            for one, where_from in zip(fused, map(origins, lists), strict=True)
+            [
+                Hit(documents[number], score, self._origins(found, place, number))
+                for number, score in one
+                if number in documents
+            ]
+            for place, one in enumerate(fused)
         ]
+
+    def _origins(self, found: Mapping[str, Sequence[Found]], place: int, number: int) -> dict[str, Origin]:
+        origins = {}
+        for name in self.stores:
+            own = found[name][place]
+            ranks = (own.numbers == number).nonzero()[0]
+            if len(ranks):
+                origins[name] = Origin(int(ranks[0]) + 1, float(own.scores[ranks[0]]))
+        return origins
 
     def rankings(
         self, queries: Sequence[str], k: int, *, where: Where | None = None, seconds: dict[str, float] | None = None
@@ -123,9 +137,10 @@ class Searcher:
                 seconds[name] = time.perf_counter() - started
             return found
 
-        if self._pool is None:
+        if self._pool is None or len(self.index.stores) < _LARGE:
             return {name: one(name) for name in self.stores}
-        return dict(zip(self.stores, self._pool.map(one, self.stores), strict=True))
+        others = {name: self._pool.submit(one, name) for name in self.stores[1:]}
+        return {self.stores[0]: one(self.stores[0]), **{name: asked.result() for name, asked in others.items()}}
 
     def _by_vectors(self, name: str, queries: Sequence[str], depth: int, where: Where | None) -> list[Found]:
         out: dict[int, Found] = {}

@@ -215,7 +215,7 @@ class EmbeddedStores:
     def search_text(self, queries: Sequence[str], k: int, *, where: Where | None = None) -> list[Found]:
         """Return the documents that have words of the query, best first, by BM25."""
         snapshot, text = self._with_text()
-        return text.search(queries, _positive(k), self._live(snapshot, where))
+        return text.search(queries, _positive(k), self._live(snapshot, where), version=snapshot.generation)
 
     def search_vectors(
         self, space: str, queries: NDArray[np.float32], k: int, *, where: Where | None = None
@@ -242,6 +242,9 @@ class EmbeddedStores:
     def known(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the digests of those ids that are there."""
         return {name: digest for name, (_, digest) in self.table.by_id(ids).items()}
+
+    def __len__(self) -> int:
+        return self.table.snapshot().count
 
     def all_ids(self) -> list[str]:
         """Return the ids of all documents that are there, in the order in which they came."""

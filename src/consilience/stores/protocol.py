@@ -109,6 +109,10 @@ class Stores(Protocol):
         """Return the digests of those ids that are there."""
         ...
 
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        ...
+
     def all_ids(self) -> Iterable[str]:
         """Return the ids of all documents that are there."""
         ...

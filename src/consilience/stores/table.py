@@ -128,12 +128,13 @@ class Table:
         """Return the last committed state; the same object while nothing was committed."""
         database = self._connection()
         with _storage(self.path), self._lock:
+            last = self._last
+            now = database.execute("SELECT value FROM meta WHERE key = 'generation'").fetchone()[0]
+            if last is not None and last.generation == now:
+                return last
             database.execute("BEGIN")
             try:
                 meta = dict(database.execute("SELECT key, value FROM meta").fetchall())
-                last = self._last
-                if last is not None and last.meta == meta:
-                    return last
                 segments = database.execute(
                     "SELECT name, space, rows, files FROM segments WHERE retired IS NULL ORDER BY name"
                 ).fetchall()

@@ -65,6 +65,7 @@ class TextStore:
             raise VerificationError(f"{folder}: the full text cannot be opened ({error}); compact the index") from error
         self._index.register_tokenizer(_ANALYSER, self._analyser)
         self._index.config_reader(reload_policy="manual")
+        self._version: int | None = None
 
     @classmethod
     def create(cls, folder: Path, *, language: str | None) -> TextStore:
@@ -103,12 +104,17 @@ class TextStore:
         """Return the words of a text as they are searched."""
         return list(self._analyser.analyze(text))
 
-    def search(self, queries: Sequence[str], k: int, live: NDArray[np.bool_]) -> list[Found]:
+    def search(
+        self, queries: Sequence[str], k: int, live: NDArray[np.bool_], *, version: int | None = None
+    ) -> list[Found]:
         """Return the `k` best documents for every query, of those that are `live` (bool by number).
 
-        Documents with at least one of the words; BM25 (k1 1.2, b 0.75). All characters are ordinary ones.
+        Documents with at least one of the words; BM25 (k1 1.2, b 0.75). All characters are ordinary ones. version: what
+        was committed is looked at again only when it changes.
         """
-        self._index.reload()
+        if version is None or version != self._version:
+            self._index.reload()
+            self._version = version
         searcher = self._index.searcher()
         allowed = np.flatnonzero(live) if np.count_nonzero(live) <= _FEW else None
         return [self._one(searcher, query, k, live, allowed) for query in queries]
