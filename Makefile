@@ -55,6 +55,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/spectral_speed.py
 	$(BIN)/python benchmarks/bundle_speed.py
 	$(BIN)/python benchmarks/retrieval_speed.py
+	$(BIN)/python benchmarks/batch_search.py
 	$(BIN)/python benchmarks/all_methods.py
 	$(BIN)/python benchmarks/composition.py
 

@@ -15,11 +15,11 @@ from consilience.errors import ConsilienceError
 from consilience.merging.memory import merge_state_dicts
 from consilience.merging.method import method_names
 from tests.golden.translate import Translation, Untranslated, find_translation, has_translation, translate
-from tests.golden.translations import benchmarks, fusion_and_selection
+from tests.golden.translations import batch_search, benchmarks, fusion_and_selection
 
 Tensors = dict[str, np.ndarray]
 
-CHECKS = {**fusion_and_selection.CHECKS, **benchmarks.CHECKS}
+CHECKS = {**fusion_and_selection.CHECKS, **benchmarks.CHECKS, **batch_search.CHECKS}
 """System -> what compares one of its cases, which hold no weights, and returns the differences."""
 
 
