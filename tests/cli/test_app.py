@@ -15,7 +15,10 @@ GROUPS = [group.typer_instance.info.name for group in app.registered_groups]
 
 
 def test_the_verbs_are_pinned(capsys):
-    first, last = ["merge", "plan", "inspect", "moe", "extract", "train"], ["eval", "demo", "methods"]
+    first, last = (
+        ["merge", "plan", "inspect", "moe", "extract", "train"],
+        ["index", "search", "eval", "demo", "methods"],
+    )
     assert [*first, "statistics", "tune", "pareto", *last] == VERBS
     assert GROUPS == ["bundle"]
     assert run(["--help"]) == 0

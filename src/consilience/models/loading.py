@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from consilience.models.stack import EncoderStack
 
 __all__ = ["choose_device", "load_encoder", "open_tokenizer", "read_config", "without_initial_values"]
+
+_BUILDING = threading.RLock()
 
 
 def load_encoder(
@@ -130,14 +134,18 @@ def _empty_stack(config: Any, description: EncoderFolder, reference: str) -> tup
     return EncoderStack(transformer, description.modules, width), unused
 
 
-def without_initial_values() -> AbstractContextManager[Any]:
-    """Skip drawing random weights that are overwritten at once (its place moved in transformers 5)."""
+@contextmanager
+def without_initial_values() -> Iterator[None]:
+    """Skip drawing random weights that are overwritten at once (its place moved in transformers 5).
+
+    One thread at a time: it replaces functions of torch, and two threads that overlap would leave them replaced.
+    """
     try:
         from transformers.initialization import no_init_weights
     except ImportError:
         from transformers.modeling_utils import no_init_weights
-    context: AbstractContextManager[Any] = no_init_weights()
-    return context
+    with _BUILDING, no_init_weights():
+        yield
 
 
 def _fill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -62,6 +63,7 @@ class Index:
     ) -> None:
         self.stores = stores
         self._spaces: dict[str, Space] = dict(spaces or {})
+        self._opening = threading.Lock()
         self._encoders = dict(encoders or {})
         self._max_tokens, self._device = max_tokens, device
 
@@ -133,20 +135,21 @@ class Index:
 
     def space(self, name: str) -> Space:
         """Return a space with its encoder. Raises RequestError where the encoder is not the one of the index."""
-        if name not in self._spaces:
-            opened = open_space(name, self._encoders[name], max_tokens=self._max_tokens, device=self._device)
-            problems = Problems()
-            for one in opened.definitions:
-                kept = self.stores.spaces.get(one.name)
-                if kept is None or (kept.dimension, kept.fingerprint) != (one.dimension, one.fingerprint):
-                    found = "no such space" if kept is None else f"{kept.dimension} dimensions, {kept.encoder}"
-                    problems.add(
-                        f"encoder {self._encoders[name]} ({one.dimension} dimensions) is not the one that made the "
-                        f"vectors of {one.name!r} ({found}); open the index with that one, or index again"
-                    )
-            problems.raise_if_any(RequestError, "index")
-            self._spaces[name] = opened
-        return self._spaces[name]
+        with self._opening:
+            if name not in self._spaces:
+                opened = open_space(name, self._encoders[name], max_tokens=self._max_tokens, device=self._device)
+                problems = Problems()
+                for one in opened.definitions:
+                    kept = self.stores.spaces.get(one.name)
+                    if kept is None or (kept.dimension, kept.fingerprint) != (one.dimension, one.fingerprint):
+                        found = "no such space" if kept is None else f"{kept.dimension} dimensions, {kept.encoder}"
+                        problems.add(
+                            f"encoder {self._encoders[name]} ({one.dimension} dimensions) is not the one that made the "
+                            f"vectors of {one.name!r} ({found}); open the index with that one, or index again"
+                        )
+                problems.raise_if_any(RequestError, "index")
+                self._spaces[name] = opened
+            return self._spaces[name]
 
     def add(self, documents: Iterable[Document], **options: Any) -> Report:
         """Add documents whose ids are new; options as of `upsert`. Raises DataError naming ids that are there."""
