@@ -72,7 +72,7 @@ def test_upsert_encodes_only_what_changed(folder: Path) -> None:
 
 def test_wrong_requests_say_what_there_is(folder: Path, tmp_path: Path) -> None:
     with Index.open(folder) as index:
-        with pytest.raises(RequestError, match="store 'tyni' is not in this index; known: text, tiny"):
+        with pytest.raises(RequestError, match="store 'tyni' is not in this index; known: graph, text, tiny"):
             Searcher(index, stores=["tyni"])
         with pytest.raises(RequestError, match="no such store"):
             Searcher(index, weights={"x": 1.0})

@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from consilience.data.documents import Document
-from consilience.errors import Problems, RequestError, did_you_mean
-from consilience.retrieval.fusion import Origin, Ranking, fuse
+from consilience.errors import ConsilienceError, Problems, RequestError, WorkError, did_you_mean
+from consilience.retrieval.answer import Answer, Hit
+from consilience.retrieval.fusion import Origin, Ranking, find_fusion, fuse
+from consilience.retrieval.linking import entities_of
+from consilience.retrieval.weighting import GRAPH, TEXT, default_weights
 from consilience.stores.vectors import Found
 
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
     from consilience.stores.where import Where
 
-__all__ = ["Hit", "Searcher"]
+__all__ = ["Answer", "Hit", "Searcher"]
 
-TEXT = "text"
 _LARGE = 50_000  # documents from which on asking the stores at the same time is worth the threads
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A document that was found: the fused score, and by which stores.
+class Reranks(Protocol):
+    """What puts documents in a new order for a query."""
 
-    Scores are comparable within one answer only.
-    """
-
-    document: Document
-    score: float
-    found: Mapping[str, Origin] = field(default_factory=dict)
-
-    @property
-    def id(self) -> str:
-        """The document's id."""
-        return self.document.id
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the hit as plain data."""
-        found = {name: {"rank": one.rank, "score": one.score} for name, one in self.found.items()}
-        return {"id": self.id, "score": self.score, "found": found, "document": self.document.to_dict()}
+    def rerank(self, query: str, documents: Sequence[Document]) -> Sequence[tuple[int, float]]:
+        """Return positions and scores of all documents, best first."""
+        ...
 
 
 class Searcher:
-    """Searches an index by words and by every space, and fuses.
+    """Searches an index by words, by every space and by its edges, and fuses.
 
     >>> import tempfile
     >>> from consilience.retrieval.index import Index
@@ -55,9 +43,12 @@ class Searcher:
     >>> [hit.id for hit in Searcher(index).search(["sorting lists"])[0]]
     ['a', 'b']
 
-    stores: "text" and names of spaces; all by default. fusion: a method of `consilience.retrieval.fusion`, with its
-    `options`. weights: by store; equal ones by default. depth: how many hits of each store are fused (at least k).
-    Raises RequestError for stores the index does not have.
+    stores: "text", names of spaces, and "graph" (documents behind the edges of entities that the query names); by
+    default all, the graph where the index has edges. fusion: a method of `consilience.retrieval.fusion`, with its
+    `options`. weights: by store; without any, weighted fusion takes those of `default_weights` for every query. depth:
+    how many hits of each store are fused (at least k). rerank: what puts the best `rerank_depth` in a new order (see
+    `consilience.retrieval.reranking`). seconds: how long stores may take; those that take longer are left out. Raises
+    RequestError for stores the index does not have, RecipeError for wrong options of the fusion.
     """
 
     def __init__(
@@ -68,11 +59,17 @@ class Searcher:
         fusion: str = "weighted",
         weights: Mapping[str, float] | None = None,
         depth: int = 100,
+        rerank: Reranks | None = None,
+        rerank_depth: int = 20,
+        seconds: float | None = None,
         **options: Any,
     ) -> None:
-        there = (TEXT, *index.spaces)
-        self.index, self.stores = index, tuple(there if stores is None else stores)
+        there = (TEXT, *index.spaces, GRAPH)
+        if stores is None:
+            stores = there if index.stores.stats().get("edges") else there[:-1]
+        self.index, self.stores = index, tuple(stores)
         self.fusion, self.weights, self.depth, self.options = fusion, weights, depth, options
+        self.rerank, self.rerank_depth, self.seconds = rerank, rerank_depth, seconds
         problems = Problems()
         problems.extend(
             f"store {name!r} is not in this index{did_you_mean(name, there)}"
@@ -84,77 +81,164 @@ class Searcher:
         )
         if not self.stores or len(set(self.stores)) < len(self.stores):
             problems.add(f"stores {', '.join(self.stores) or 'none'}: name one or more, each once")
-        if depth < 1:
-            problems.add(f"depth {depth}: at least 1")
+        problems.extend(
+            f"{what} {value}: at least 1"
+            for what, value in (("depth", depth), ("rerank_depth", rerank_depth))
+            if value < 1
+        )
+        if seconds is not None and not seconds > 0:
+            problems.add(f"seconds {seconds}: more than 0")
         problems.raise_if_any(RequestError, "searcher")
-        self._pool = ThreadPoolExecutor(len(self.stores) - 1, "search") if len(self.stores) > 1 else None
+        fuse({name: [] for name in self.stores}, fusion, weights=weights, **options)  # what is wrong is said here
+        self._method = find_fusion(fusion)
+        self._adapts = fusion == "weighted" and weights is None
+        self._pool = ThreadPoolExecutor(len(self.stores), "search") if len(self.stores) > 1 or seconds else None
 
     def search(self, queries: Sequence[str], k: int = 10, *, where: Where | None = None) -> list[list[Hit]]:
         """Return the hits of every query, best first.
 
         where: a filter, applied before the top k (see `consilience.stores.where`). A query without any word is answered
-        by the other stores. Raises RequestError for a wrong filter or k.
+        by the other stores. Raises RequestError for a wrong filter or k, and what a store raises; stores that are late
+        (see `seconds`) are left out.
         """
+        return [answer.hits for answer in self._answers(queries, k, where, tolerant=False)]
+
+    def answer(self, queries: Sequence[str], k: int = 10, *, where: Where | None = None) -> list[Answer]:
+        """Return the hits of every query with weights, times, and stores that failed.
+
+        A store that fails is named in `failed`, and the others answer. Raises RequestError for a wrong filter or k,
+        WorkError where every store failed.
+        """
+        return self._answers(queries, k, where, tolerant=True)
+
+    def _answers(self, queries: Sequence[str], k: int, where: Where | None, *, tolerant: bool) -> list[Answer]:
         if isinstance(queries, str):
             raise RequestError("queries is one string; give a list of strings")
-        found = self.rankings(queries, k, where=where)
-        lists = [{name: _pairs(found[name][place]) for name in self.stores} for place in range(len(queries))]
-        fused = [self._fused(one, k) for one in lists]
+        seconds: dict[str, float] = {}
+        failed: dict[str, str] = {}
+        found = self.rankings(queries, k, where=where, seconds=seconds, failed=failed if tolerant else None)
+        stores = [name for name in self.stores if name in found]
+        started = time.perf_counter()
+        lists = [{name: _pairs(found[name][place]) for name in stores} for place in range(len(queries))]
+        weights = [self._weights({name: found[name][place] for name in stores}) for place in range(len(queries))]
+        wanted = max(k, self.rerank_depth) if self.rerank is not None else k
+        fused = [self._fused(own, own_weights, wanted) for own, own_weights in zip(lists, weights, strict=True)]
         documents = self.index.stores.documents({number for one in fused for number, _ in one})
+        origins = [_origins(own, one) for own, one in zip(lists, fused, strict=True)]
+        hits = [
+            [Hit(documents[n], score, own[n]) for n, score in one if n in documents]
+            for own, one in zip(origins, fused, strict=True)
+        ]
+        seconds["fusion"] = time.perf_counter() - started
+        if self.rerank is not None:
+            started = time.perf_counter()
+            hits = [self._reranked(query, one)[:k] for query, one in zip(queries, hits, strict=True)]
+            seconds["rerank"] = time.perf_counter() - started
         return [
-            [
-                Hit(documents[number], score, self._origins(found, place, number))
-                for number, score in one
-                if number in documents
-            ]
-            for place, one in enumerate(fused)
+            Answer(query, own, own_weights, seconds, failed)
+            for query, own, own_weights in zip(queries, hits, weights, strict=True)
         ]
 
-    def _origins(self, found: Mapping[str, Sequence[Found]], place: int, number: int) -> dict[str, Origin]:
-        origins = {}
-        for name in self.stores:
-            own = found[name][place]
-            ranks = (own.numbers == number).nonzero()[0]
-            if len(ranks):
-                origins[name] = Origin(int(ranks[0]) + 1, float(own.scores[ranks[0]]))
-        return origins
-
     def rankings(
-        self, queries: Sequence[str], k: int, *, where: Where | None = None, seconds: dict[str, float] | None = None
+        self,
+        queries: Sequence[str],
+        k: int,
+        *,
+        where: Where | None = None,
+        seconds: dict[str, float] | None = None,
+        failed: dict[str, str] | None = None,
     ) -> dict[str, list[Found]]:
-        """Return what every store found for every query; `seconds` gets the time each took."""
+        """Return what every store found for every query.
+
+        `seconds` gets the time each took. With `failed`, a store that raises is left out and named there; so are, in
+        any case, stores that take longer than the Searcher allows.
+        """
         if k < 1:
             raise RequestError(f"k is {k}; ask for at least 1")
         depth = max(self.depth, k)
 
         def one(name: str) -> list[Found]:
             started = time.perf_counter()
-            if name == TEXT:
-                found = self.index.stores.search_text(queries, depth, where=where)
-            else:
-                found = self._by_vectors(name, queries, depth, where)
+            found = self._from_store(name, queries, depth, where)
             if seconds is not None:
                 seconds[name] = time.perf_counter() - started
             return found
 
-        if self._pool is None or len(self.index.stores) < _LARGE:
-            return {name: one(name) for name in self.stores}
-        others = {name: self._pool.submit(one, name) for name in self.stores[1:]}
-        return {self.stores[0]: one(self.stores[0]), **{name: asked.result() for name, asked in others.items()}}
+        if self._pool is None or (self.seconds is None and len(self.index.stores) < _LARGE):
+            asked: dict[str, Callable[[], list[Found]]] = {name: partial(one, name) for name in self.stores}
+        else:
+            running: dict[str, Future[list[Found]]] = {name: self._pool.submit(one, name) for name in self.stores}
+            wait(running.values(), timeout=self.seconds)
+            asked = {name: future.result for name, future in running.items() if future.done()}
+            late = {name: f"no answer within {self.seconds:g} s" for name in running if name not in asked}
+            if failed is not None:
+                failed |= late
+            if not asked:
+                raise WorkError(f"no store answered within {self.seconds:g} s; allow more")
+        found: dict[str, list[Found]] = {}
+        for name, result in asked.items():
+            try:
+                found[name] = result()
+            except RequestError:  # of the request, not of the store
+                raise
+            except ConsilienceError as error:
+                if failed is None:
+                    raise
+                failed[name] = str(error)
+        if not found:
+            raise WorkError("; ".join(f"{name}: {why}" for name, why in (failed or {}).items()))
+        return found
 
-    def _by_vectors(self, name: str, queries: Sequence[str], depth: int, where: Where | None) -> list[Found]:
+    def _from_store(self, name: str, queries: Sequence[str], depth: int, where: Where | None) -> list[Found]:
+        if name == TEXT:
+            return self.index.stores.search_text(queries, depth, where=where)
+        if name == GRAPH:
+            return self.index.stores.search_edges([entities_of(query) for query in queries], depth, hops=2, where=where)
         out: dict[int, Found] = {}
         for part in self.index.space(name).queries(queries):
             found = self.index.stores.search_vectors(part.space, part.vectors, depth, where=where)
             out.update(zip(part.rows.tolist(), found, strict=True))
         return [out[place] for place in range(len(queries))]
 
-    def _fused(self, lists: Mapping[str, Ranking], k: int) -> list[tuple[int, float]]:
+    def _weights(self, found: Mapping[str, Found]) -> dict[str, float]:
+        if self._adapts:
+            return default_weights(found, list(found))
+        return {name: 1.0 if self.weights is None else self.weights[name] for name in found}
+
+    def _fused(self, lists: Mapping[str, Ranking], weights: Mapping[str, float], k: int) -> list[tuple[int, float]]:
         if len(lists) == 1:
             found = next(iter(lists.values()))[:k]
+        elif self._adapts:  # lists of stores are in order and finite: nothing to check
+            names = [name for name in lists if weights[name] > 0]
+            found = self._method([lists[name] for name in names], weights=[weights[name] for name in names])[:k]
         else:
-            found = fuse(lists, self.fusion, weights=self.weights, k=k, **self.options)
+            found = fuse(lists, self.fusion, weights=None if self.weights is None else weights, k=k, **self.options)
         return [(int(key), score) for key, score in found]
+
+    def _reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
+        assert self.rerank is not None
+        head, rest = hits[: self.rerank_depth], hits[self.rerank_depth :]
+        if not head:
+            return hits
+        order = self.rerank.rerank(query, [hit.document for hit in head])
+        new = [
+            Hit(head[place].document, float(score), head[place].found, Origin(place + 1, head[place].score))
+            for place, score in order
+        ]
+        return new + rest
+
+
+def _origins(lists: Mapping[str, Ranking], wanted: Sequence[tuple[int, float]]) -> dict[int, dict[str, Origin]]:
+    """Return where every list had the documents that are wanted."""
+    places = {name: {key: place for place, (key, _) in enumerate(own)} for name, own in lists.items()}
+    return {
+        number: {
+            name: Origin(place + 1, lists[name][place][1])
+            for name, own in places.items()
+            if (place := own.get(number)) is not None
+        }
+        for number, _ in wanted
+    }
 
 
 def _pairs(found: Found) -> Ranking:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.core.atomic import storage_error
-from consilience.data.documents import Document
+from consilience.data.documents import Document, Part
 from consilience.errors import DataError, StorageError, VerificationError
 from consilience.stores.where import Filter
 from consilience.stores.where_sqlite import sqlite_condition
@@ -302,14 +302,8 @@ def _row(number: int, document: Document, generation: int) -> tuple[object, ...]
 
 def _document(row: Sequence[Any]) -> Document:
     _, name, parent, title, source, text, parts, fields = row
-    content: dict[str, Any] = {
-        "id": name,
-        "title": title,
-        "fields": json.loads(fields),
-        "parent": parent,
-        "source": source,
-    }
-    return Document.from_dict(content | ({"text": text} if parts is None else {"parts": json.loads(parts)}))
+    content = text if parts is None else tuple(Part.from_dict(part) for part in json.loads(parts))
+    return Document(name, content, title, json.loads(fields), parent, source)
 
 
 @contextmanager

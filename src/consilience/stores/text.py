@@ -6,6 +6,7 @@ behind is never found.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,11 @@ _HEAP = 64_000_000
 _FEW = 4096  # with fewer documents allowed, they are looked up by number instead of being picked from the hits
 _LONGEST = 200  # bytes of a word
 _MOST_WORDS = 1024  # different words of a query
+_EMPTY = (
+    "a an and are as at be but by can could did do does for from had has have how i if in into is it its me my no not "
+    "of on or our shall should so some such than that the their them then there these they this to was we were what "
+    "when where which who whom whose why will with would you your"
+)  # English words that say nothing of a query's subject
 
 
 class TextStore:
@@ -55,6 +61,7 @@ class TextStore:
                 raise RequestError(f"language {language!r} has no stemmer{did_you_mean(language, LANGUAGES)}")
             builder = builder.filter(tantivy.Filter.stemmer(language))
         self._analyser = builder.build()
+        self._empty = set(self._analyser.analyze(_EMPTY))
         schema = tantivy.SchemaBuilder()
         schema.add_unsigned_field("number", stored=False, indexed=True, fast=True)
         schema.add_text_field("words", stored=False, tokenizer_name=_ANALYSER, index_option="freq")
@@ -122,11 +129,12 @@ class TextStore:
     def _one(
         self, searcher: Any, text: str, k: int, live: NDArray[np.bool_], allowed: NDArray[np.int64] | None
     ) -> Found:
-        query = self._query(text)
-        if query is None or not k or (allowed is not None and not len(allowed)):
+        words = Counter(self.words(text))
+        if not words or not k or (allowed is not None and not len(allowed)):
             return Found(np.empty(0, np.int64), np.empty(0, np.float32))
+        query = self._query(words)
         if allowed is not None and len(allowed) < searcher.num_docs:
-            query = self._among(query, allowed)
+            query = self._among(query, allowed.tolist())
         limit = k
         while True:
             hits = searcher.search(query, limit, count=False).hits
@@ -140,24 +148,47 @@ class TextStore:
         scores = np.array([score for score, _ in hits], np.float32)[known]
         numbers = numbers[known]
         order = np.lexsort((numbers, -scores))[:k]
-        return Found(numbers[order], scores[order])
+        coverage = self._coverage(searcher, words, int(numbers[order[0]])) if len(order) else 0.0
+        return Found(numbers[order], scores[order], coverage)
 
-    def _query(self, text: str) -> Any:
+    def _query(self, words: Counter[str]) -> Any:
         import tantivy
 
-        counted = Counter(self.words(text))
-        if not counted:
-            return None
         parts = []
-        for word, times in counted.most_common(_MOST_WORDS):
-            part = tantivy.Query.term_query(self._schema, "words", word, "freq")
+        for word, times in words.most_common(_MOST_WORDS):
+            part = self._term(word)
             parts.append((tantivy.Occur.Should, part if times == 1 else tantivy.Query.boost_query(part, float(times))))
         return tantivy.Query.boolean_query(parts)
 
-    def _among(self, query: Any, allowed: NDArray[np.int64]) -> Any:
+    def _term(self, word: str) -> Any:
         import tantivy
 
-        numbers = tantivy.Query.term_set_query(self._schema, "number", allowed.tolist())
+        return tantivy.Query.term_query(self._schema, "words", word, "freq")
+
+    def _coverage(self, searcher: Any, words: Iterable[str], number: int) -> float | None:
+        """Return the share of a query's words that a document has, each with its inverse document frequency."""
+        import tantivy
+
+        telling = [word for word in words if word not in self._empty][:_MOST_WORDS]
+        if not telling:
+            return None
+        count, rarity = searcher.num_docs, {}
+        for word in telling:
+            having = searcher.doc_freq("words", word)
+            rarity[word] = math.log1p((count - having + 0.5) / (having + 0.5))
+        parts = [
+            (tantivy.Occur.Should, tantivy.Query.const_score_query(self._term(w), r)) for w, r in rarity.items() if r
+        ]
+        only = tantivy.Query.const_score_query(tantivy.Query.term_query(self._schema, "number", number), 0.0)
+        both = [(tantivy.Occur.Must, tantivy.Query.boolean_query(parts)), (tantivy.Occur.Must, only)]
+        found = searcher.search(tantivy.Query.boolean_query(both), 1, count=False).hits
+        total = math.fsum(rarity.values())
+        return min(found[0][0] / total, 1.0) if found and total else 0.0
+
+    def _among(self, query: Any, allowed: Sequence[int]) -> Any:
+        import tantivy
+
+        numbers = tantivy.Query.term_set_query(self._schema, "number", list(allowed))
         fixed = tantivy.Query.const_score_query(numbers, 0.0)
         return tantivy.Query.boolean_query([(tantivy.Occur.Must, query), (tantivy.Occur.Must, fixed)])
 

@@ -19,10 +19,15 @@ _GATHER = 0.3  # with fewer rows allowed than this share, they are copied togeth
 
 @dataclass(frozen=True)
 class Found:
-    """What a store found for one query: numbers of documents and scores, best first; ties by number."""
+    """What a store found for one query: numbers of documents and scores, best first; ties by number.
+
+    coverage: of a search by words, the share of the query's words that the best hit has, rare words counting more, 0 to
+    1; None where there is no such thing.
+    """
 
     numbers: NDArray[np.int64]
     scores: NDArray[np.float32]
+    coverage: float | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from consilience.errors import RecipeError, did_you_mean
 
-__all__ = ["Fused", "Fusion", "Key", "Origin", "Ranking", "best_first", "factors", "gather", "normalised"]
+__all__ = ["Fused", "Fusion", "Key", "Origin", "Ranking", "best_first", "factors", "gather", "normalised", "totals"]
 
 Key = str | int
 """What a hit is known by in every list."""
@@ -58,13 +59,28 @@ def gather(lists: Iterable[Iterable[tuple[Key, float]]]) -> dict[Key, list[float
     return terms
 
 
+def totals(lists: Sequence[Iterable[tuple[Key, float]]]) -> dict[Key, float]:
+    """Return the exact sum of the terms of every key, rounded once; keys in the order in which they are met.
+
+    >>> totals([[("a", 1.0), ("b", 0.5)], [("b", 0.25)]])
+    {'a': 1.0, 'b': 0.75}
+    """
+    if len(lists) > 2:
+        return {key: math.fsum(values) for key, values in gather(lists).items()}
+    found: dict[Key, float] = {}
+    for pairs in lists:  # a sum of two is rounded once as it is
+        for key, value in pairs:
+            found[key] = found[key] + value if key in found else value
+    return found
+
+
 def best_first(scores: Mapping[Key, float]) -> Fused:
     """Return keys and scores, best first; equal scores keep the order of the mapping.
 
     >>> best_first({"a": 0.1, "b": 0.7, "c": 0.7})
     [('b', 0.7), ('c', 0.7), ('a', 0.1)]
     """
-    return sorted(scores.items(), key=lambda item: -item[1])
+    return sorted(scores.items(), key=itemgetter(1), reverse=True)
 
 
 def normalised(ranking: Ranking, how: str = "min_max", floor: float = 0.0) -> Fused:

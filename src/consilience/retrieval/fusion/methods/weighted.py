@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from consilience.retrieval.fusion.protocol import Fused, Ranking, best_first, factors, gather, normalised
+from consilience.retrieval.fusion.protocol import Fused, Ranking, best_first, factors, normalised, totals
 
 
 def weighted(rankings: Sequence[Ranking], *, weights: Sequence[float] | None = None, floor: float = 0.0) -> Fused:
@@ -29,8 +29,11 @@ def weighted(rankings: Sequence[Ranking], *, weights: Sequence[float] | None = N
     """
     shares = factors(weights, len(rankings))
     total = math.fsum(shares)
-    terms = gather(
-        ((key, share / total * value) for key, value in normalised(ranking, floor=floor))
-        for ranking, share in zip(rankings, shares, strict=True)
+    return best_first(
+        totals(
+            [
+                [(key, share / total * value) for key, value in normalised(ranking, floor=floor)]
+                for ranking, share in zip(rankings, shares, strict=True)
+            ]
+        )
     )
-    return best_first({key: math.fsum(values) for key, values in terms.items()})
