@@ -85,7 +85,9 @@ def search(
     where: Annotated[str | None, typer.Option(help="Filter, such as \"year >= 2020 and lang = 'en'\".")] = None,
     store: Annotated[list[str] | None, typer.Option(help="text, or a space (repeatable; default: all).")] = None,
     fusion: Annotated[str, typer.Option(help="How rankings become one.")] = "weighted",
-    weight: Annotated[list[str] | None, typer.Option(help="STORE=NUMBER (repeatable; default: equal).")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="STORE=NUMBER (repeatable; default: chosen for every query).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON, with their documents.")] = False,
 ) -> None:
