@@ -155,11 +155,13 @@ def test_demo(capsys, expert, tmp_path):
     assert run(["demo", "--examples", str(examples), "--out", str(out)]) == 0
     shown = capsys.readouterr()
     assert (out / "report.html").is_file() and f"report: {(out / 'report.html').as_uri()}" in shown.out
+    assert "hybrid: words and merged model" in shown.out and "nDCG@10 of all" in shown.out
     assert "merging by " in shown.err and json.loads((out / "evaluation.json").read_text())["table"]
     assert load_encoder(out / "models/linear", device="cpu").encode(TEXTS).shape == (len(TEXTS), 32)
     assert run(["demo", "--examples", str(examples), "--out", str(out), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert list(again) == ["report", "base", "red", "uniform", "linear", "small", "bundle + router", "oracle"]
+    assert list(again) == ["report", "base", "red", "uniform", "linear", "small", "bundle + router", "oracle", "search"]
+    assert {"text", "merged", "hybrid"} == set(again["search"]["ways"])
     rows = {row["name"]: row for row in json.loads((out / "evaluation.json").read_text())["rows"]}
     assert rows["bundle + router"]["encoded"] == 0  # its adapters' vectors are those of the experts
     page = (out / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""The demonstration: merge the bundled experts by the bundled recipes, route among them, measure, write the report."""
+"""The demonstration: merge the bundled experts, route among them, measure, search, and write the report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consilience.bench.compare import evaluate
+from consilience.bench.demo_search import DemoSearch, search_demo
 from consilience.bench.evaluation import Evaluation
 from consilience.bench.pareto import run_pareto
 from consilience.bench.routing import fit_domain_router
@@ -29,9 +30,10 @@ _TAUGHT = 1000  # training queries of each domain for the router
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The measurements, the report's place, and how long merging and measuring took."""
+    """The measurements, the search over the demo's documents, the report's place, and how long everything took."""
 
     evaluation: Evaluation
+    search: DemoSearch
     report: Path
     merge_seconds: float
     cpu_seconds: float
@@ -48,8 +50,8 @@ def run_demo(
     """Merge, evaluate and report.
 
     `examples` holds `recipes/*.yml`, `experts/*/`, `pareto.yml` and `suite.yml`; results go to `out` (merges, bundle,
-    Pareto front, `evaluation.json`, `report.html`). `full` takes all queries and 1,200 documents a domain for tight
-    intervals, otherwise 100 and 200. Interrupted runs resume: finished merges and encoded texts are reused.
+    Pareto front, `evaluation.json`, `report.html`, index). `full` takes all queries and 1,200 documents a domain for
+    tight intervals, otherwise 100 and 200. Interrupted runs resume: finished merges and encoded texts are reused.
 
     Raises RequestError when the examples are not there.
     """
@@ -99,7 +101,12 @@ def run_demo(
     (out / "evaluation.json").write_text(evaluation.to_json(), encoding="utf-8")
     report = out / "report.html"
     evaluation.to_html(report, title="Consilience demo: six experts of one encoder", fronts=[front])
-    return DemoResult(evaluation, report, merged, time.process_time() - started)
+    best = max(candidates, key=lambda name: evaluation.value(name))
+    say(f"indexing the documents of all domains with {best}, and searching")
+    search = search_demo(
+        suite.evaluation_sets(), candidates[best], out / "index", max_tokens=suite.max_tokens, progress=progress
+    )
+    return DemoResult(evaluation, search, report, merged, time.process_time() - started)
 
 
 def _front(examples: Path, out: Path, progress: bool | None) -> ParetoFront:
