@@ -25,6 +25,7 @@ from consilience.data import Suite
 from tests.docs.workspace import ROOT, make_workspace
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SERVERS = ("postgresql.md", "serve.md")  # their blocks start servers
 BLOCK = re.compile(
     r"(?P<mark><!-- test: skip-heavy -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -68,7 +69,11 @@ def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name in SERVERS else []) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_blocks_run(page: Path, workspace: Path) -> None:
     for block in blocks_of(page):
         if not block.skipped:

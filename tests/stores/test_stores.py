@@ -27,9 +27,13 @@ def embedded(folder: Path) -> Make:
     return lambda: EmbeddedStores.create(folder / f"index-{next(places)}", [SPACE], language="english")
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", pytest.param("postgres", marks=pytest.mark.slow)])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    yield {"embedded": embedded}[request.param](tmp_path)
+    if request.param == "embedded":
+        yield embedded(tmp_path)
+        return
+    make_postgres, names = request.getfixturevalue("make_postgres"), (f"index_{place}" for place in range(10_000))
+    yield lambda: make_postgres(next(names), SPACE)
 
 
 def vectors_of(documents: list[Document]) -> np.ndarray[Any, Any]:
@@ -174,8 +178,8 @@ def test_any_sequence_of_changes_leaves_what_it_should(make: Make, steps: Any, w
             stores.delete(there)
             for name in there:
                 del model[name]
-        elif kind == "compact" and isinstance(stores, EmbeddedStores):
-            stores.compact()
+        elif kind == "compact":
+            stores.compact()  # type: ignore[attr-defined]
             assert stores.stats()["gone"] == 0
     passing = {name for name, one in model.items() if matches(parse_where(where), one)}
     query = np.array([[1.0, 2.0, -1.0, 0.5]], np.float32)
@@ -195,3 +199,16 @@ def test_any_sequence_of_changes_leaves_what_it_should(make: Make, steps: Any, w
         assert set(ids(stores, stores.search_text([word], 20)[0])) == holding
         assert set(ids(stores, stores.search_text([word], 20, where=where)[0])) == holding & passing
     stores.close()
+
+
+def test_coverage_is_the_share_of_telling_words_of_the_best_hit(make: Make) -> None:
+    stores = make()
+    texts = ("Ann likes quokkas.", "Bob likes tea.", "Cy likes chess.")
+    stores.write(batch(*(Document(str(place), text) for place, text in enumerate(texts))), replace=False)
+    asked = ["Who likes the quokkas?", "likes zebras", "who is it", "zebras", ""]
+    covered = [found.coverage for found in stores.search_text(asked, 3)]
+    assert covered[0] == pytest.approx(1, abs=1e-6)
+    assert covered[1] is not None and 0 < covered[1] < 0.1
+    assert covered[3] == 0.0
+    assert covered[2] is None and covered[4] is None
+    assert stores.search_text(["likes quokkas"], 3, where="id = '1'")[0].coverage < 0.2  # type: ignore[operator]

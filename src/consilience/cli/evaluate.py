@@ -38,7 +38,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     index: Annotated[
-        Path | None, typer.Option(help="Measure this index instead of models: every store alone, and all together.")
+        str | None, typer.Option(help="Measure this index instead of models: every store alone, and all together.")
     ] = None,
     where: Annotated[str | None, typer.Option(help="With --index: filter of its documents.")] = None,
     runs: Annotated[Path | None, typer.Option(help="With --index: folder for TREC runs.")] = None,
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def _measure_index(
-    folder: Path,
+    folder: str,
     suite: Path,
     split: str | None,
     queries: int | None,

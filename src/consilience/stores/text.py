@@ -18,25 +18,15 @@ from numpy.typing import NDArray
 
 from consilience.core.atomic import storage_error
 from consilience.core.hashing import file_xxh3
-from consilience.errors import RequestError, StorageError, VerificationError, did_you_mean
+from consilience.errors import StorageError, VerificationError
 from consilience.stores.vectors import Found
+from consilience.stores.words import MOST_WORDS, analyser, rarities, telling_words
 
-__all__ = ["LANGUAGES", "TextStore", "damaged_files"]
+__all__ = ["TextStore", "damaged_files"]
 
-LANGUAGES = (
-    "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek", "hungarian", "italian",
-    "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish", "tamil", "turkish",
-)  # fmt: skip
 _ANALYSER = "words"
 _HEAP = 64_000_000
 _FEW = 4096  # with fewer documents allowed, they are looked up by number instead of being picked from the hits
-_LONGEST = 200  # bytes of a word
-_MOST_WORDS = 1024  # different words of a query
-_EMPTY = (
-    "a an and are as at be but by can could did do does for from had has have how i if in into is it its me my no not "
-    "of on or our shall should so some such than that the their them then there these they this to was we were what "
-    "when where which who whom whose why will with would you your"
-)  # English words that say nothing of a query's subject
 
 
 class TextStore:
@@ -53,15 +43,7 @@ class TextStore:
         import tantivy
 
         self.folder, self.language = folder, language
-        builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-        builder = builder.filter(tantivy.Filter.remove_long(_LONGEST)).filter(tantivy.Filter.lowercase())
-        builder = builder.filter(tantivy.Filter.ascii_fold())
-        if language is not None:
-            if language not in LANGUAGES:
-                raise RequestError(f"language {language!r} has no stemmer{did_you_mean(language, LANGUAGES)}")
-            builder = builder.filter(tantivy.Filter.stemmer(language))
-        self._analyser = builder.build()
-        self._empty = set(self._analyser.analyze(_EMPTY))
+        self._analyser = analyser(language)
         schema = tantivy.SchemaBuilder()
         schema.add_unsigned_field("number", stored=False, indexed=True, fast=True)
         schema.add_text_field("words", stored=False, tokenizer_name=_ANALYSER, index_option="freq")
@@ -148,14 +130,15 @@ class TextStore:
         scores = np.array([score for score, _ in hits], np.float32)[known]
         numbers = numbers[known]
         order = np.lexsort((numbers, -scores))[:k]
-        coverage = self._coverage(searcher, words, int(numbers[order[0]])) if len(order) else 0.0
-        return Found(numbers[order], scores[order], coverage)
+        telling = telling_words(words, self.language)
+        coverage = self._coverage(searcher, telling, int(numbers[order[0]])) if len(order) and telling else 0.0
+        return Found(numbers[order], scores[order], coverage if telling else None)
 
     def _query(self, words: Counter[str]) -> Any:
         import tantivy
 
         parts = []
-        for word, times in words.most_common(_MOST_WORDS):
+        for word, times in words.most_common(MOST_WORDS):
             part = self._term(word)
             parts.append((tantivy.Occur.Should, part if times == 1 else tantivy.Query.boost_query(part, float(times))))
         return tantivy.Query.boolean_query(parts)
@@ -165,17 +148,11 @@ class TextStore:
 
         return tantivy.Query.term_query(self._schema, "words", word, "freq")
 
-    def _coverage(self, searcher: Any, words: Iterable[str], number: int) -> float | None:
-        """Return the share of a query's words that a document has, each with its inverse document frequency."""
+    def _coverage(self, searcher: Any, telling: Sequence[str], number: int) -> float:
+        """Return the share of words that a document has, each with its inverse document frequency."""
         import tantivy
 
-        telling = [word for word in words if word not in self._empty][:_MOST_WORDS]
-        if not telling:
-            return None
-        count, rarity = searcher.num_docs, {}
-        for word in telling:
-            having = searcher.doc_freq("words", word)
-            rarity[word] = math.log1p((count - having + 0.5) / (having + 0.5))
+        rarity = rarities({word: searcher.doc_freq("words", word) for word in telling}, searcher.num_docs)
         parts = [
             (tantivy.Occur.Should, tantivy.Query.const_score_query(self._term(w), r)) for w, r in rarity.items() if r
         ]
