@@ -1,7 +1,7 @@
 """How well every way of searching finds, over the public retrieval sets: `python benchmarks/retrieval_quality.py`.
 
-Of each set: all documents with an answer and others, 600 in all, up to 100 queries (test, else dev), documents in
-pieces of 100 words, of which the first four count. Ways: BM25 by bm25s, one encoder, a merge of six experts of it, the
+Of each set: all documents with an answer and others, 300 in all, up to 100 queries (test, else dev), documents in
+pieces of 100 words, of which the first three count. Ways: BM25 by bm25s, one encoder, a merge of six experts of it, the
 same experts in a bundle with a router, words and vectors together (the default Searcher), a reranker behind it, and
 token vectors beside it. Results go to build/bench/retrieval_quality/SET.json (a run that was stopped goes on);
 `python docs/generate.py` writes them into docs/retrieval-quality.md. `--smoke` takes a few documents.
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from consilience.bench.routing import fit_domain_router
 from consilience.bench.search_evaluation import HYBRID, Way, evaluate_ways
 from consilience.bundles.creation import create_bundle
@@ -27,6 +29,8 @@ from consilience.data.reserved import default_data_folder
 from consilience.data.retrieval import RetrievalData
 from consilience.data.suite import Domain
 from consilience.merging.recipe import Recipe
+from consilience.models.late_interaction import load_late_interaction
+from consilience.models.token_vectors import max_similarity
 from consilience.retrieval.answer import Hit
 from consilience.retrieval.index import Index
 from consilience.retrieval.searcher import Searcher
@@ -42,7 +46,8 @@ EXPERTS = {
     "health_medquad": "health_medquad",
 }
 JUDGED = ("cisi", "medline", "electronics_npl", "health_liveqa", "qa_trecqa")  # by people
-DOCUMENTS, QUERIES, TOKENS, WORDS, PIECES, RERANKED = 600, 100, 128, 100, 4, 20
+LATE = "late:" + BASE
+DOCUMENTS, QUERIES, TOKENS, WORDS, PIECES, RERANKED = 300, 100, 128, 100, 3, 20
 METRICS = ("nDCG@10", "recall@2", "recall@10")
 
 
@@ -82,7 +87,7 @@ def models(folder: Path, root: Path) -> dict[str, str]:
         suite = Suite("taught", {name: Domain(data) for name, data in taught.items()}, max_tokens=64, documents=100)
         made.set_router(fit_domain_router(made, suite, queries=300))
         shutil.move(folder / "bundle.new", bundle)
-    return {"minilm": BASE, "merged": str(merged), "bundle": str(bundle)}
+    return {"minilm": BASE, "late": LATE, "merged": str(merged), "bundle": str(bundle)}
 
 
 def drawn(data: RetrievalData, caps: tuple[int, int]) -> tuple[list[Document], dict[str, str], Any, str]:
@@ -129,6 +134,9 @@ def measure(data: RetrievalData, encoders: dict[str, str], caps: tuple[int, int]
             HYBRID: searcher("text", "minilm"),
             "hybrid, merged": searcher("text", "merged"),
             "hybrid, bundle": searcher("text", "bundle"),
+            "hybrid + rerank": searcher("text", "minilm", rerank=MaxSim(), rerank_depth=RERANKED),
+            "hybrid + multi-vector": searcher("text", "minilm", "late"),
+            "hybrid, bundle + multi-vector": searcher("text", "bundle", "late"),
             "hybrid, equal weights": searcher("text", "minilm", weights={"text": 1.0, "minilm": 1.0}),
             "hybrid, rrf": searcher("text", "minilm", fusion="rrf"),
         }
@@ -137,6 +145,18 @@ def measure(data: RetrievalData, encoders: dict[str, str], caps: tuple[int, int]
     values = {row.name: [round(float(value), 5) for value in row.values] for row in found.rows}
     facts = {"split": split, "documents": len({piece.parent or piece.id for piece in pieces}), "pieces": len(pieces)}
     return {**facts, **summary, "values": values}
+
+
+class MaxSim:
+    """Puts documents in the order of late interaction by the encoder's own token vectors."""
+
+    def __init__(self) -> None:
+        self.encoder = load_late_interaction(BASE, max_tokens=TOKENS)
+
+    def rerank(self, query: str, documents: Sequence[Document]) -> list[tuple[int, float]]:
+        held = self.encoder.encode_documents([document.full_text for document in documents])
+        scores = max_similarity(self.encoder.encode_queries([query]).text(0), held)
+        return [(int(place), float(scores[place])) for place in np.argsort(-scores, kind="stable")]
 
 
 def bm25(pieces: Sequence[Document]) -> Way:

@@ -15,7 +15,19 @@ from typing import Any
 
 from consilience.errors import CheckpointError, Problems
 
-__all__ = ["POOLING_MODES", "EncoderFolder", "ModuleConfig", "plain_folder", "read_folder", "side_file_texts"]
+__all__ = [
+    "LATE_INTERACTION",
+    "POOLING_MODES",
+    "EncoderFolder",
+    "ModuleConfig",
+    "is_late_interaction",
+    "plain_folder",
+    "read_folder",
+    "side_file_texts",
+]
+
+LATE_INTERACTION = "late_interaction.json"
+"""The file of a folder that says how its token vectors are made (see `consilience.models.late_interaction`)."""
 
 #: Pooling modes in the order in which their vectors are joined, with the flag of the older format.
 POOLING_MODES = {
@@ -58,6 +70,11 @@ class EncoderFolder:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     written: bool = True
+
+
+def is_late_interaction(reference: str | Path) -> bool:
+    """Return whether a folder is that of a late-interaction encoder."""
+    return (Path(reference) / LATE_INTERACTION).is_file()
 
 
 def plain_folder() -> EncoderFolder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from consilience.core.progress import Progress
 from consilience.data.documents import Document, check_documents
@@ -76,20 +76,25 @@ class Index:
         language: str | None = "english",
         max_tokens: int | None = None,
         device: str | None = None,
+        token_precision: Literal["float32", "int8"] = "float32",
         facts: Mapping[str, Any] | None = None,
     ) -> Index:
         """Make an empty index in a folder, or in a PostgreSQL server, and open it for writing.
 
         folder: a folder, or `postgresql://…?index=NAME` (see `consilience.stores.postgres`).
         encoders: name of the space -> reference of the encoder (see `open_space`); none: words and edges only.
-        language: of the stemmer for words; None: words as they are. max_tokens: of a document's vector. facts: plain
-        data that is kept with the index.
+        language: of the stemmer for words; None: words as they are. max_tokens: of a document's vector.
+        token_precision: of the token vectors of late interaction. facts: plain data that is kept with the index.
         """
         opened = {
             name: open_space(name, encoder, max_tokens=max_tokens, device=device)
             for name, encoder in (encoders or {}).items()
         }
         definitions = [one for space in opened.values() for one in space.definitions]
+        if token_precision != "float32":
+            definitions = [
+                replace(one, precision=token_precision) if one.kind == "multi" else one for one in definitions
+            ]
         references = {name: str(encoder) for name, encoder in (encoders or {}).items()}
         kept = {**(facts or {}), "encoders": references, "max_tokens": max_tokens}
         stores = create_stores(folder, definitions, language=language, facts=kept)

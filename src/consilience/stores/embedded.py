@@ -27,11 +27,12 @@ from consilience.core.records import read_record, write_record
 from consilience.data.documents import Document, check_documents
 from consilience.errors import DataError, OutputError, Problems, RequestError, VerificationError, did_you_mean
 from consilience.stores.graph import nearby
+from consilience.stores.kinds import KINDS, find_kind, join, take
 from consilience.stores.protocol import Batch, Changes, VectorSpace, check_batch
 from consilience.stores.segments import Arrays, open_segment, remove_segment, write_segment
 from consilience.stores.table import Snapshot, Table
 from consilience.stores.text import TextStore, damaged_files
-from consilience.stores.vectors import Found, check_vectors, search_vectors
+from consilience.stores.vectors import Found
 from consilience.stores.where import Where, parse_where
 
 __all__ = ["EmbeddedStores"]
@@ -57,6 +58,8 @@ class EmbeddedStores:
 
     One process writes (`write=True`), any number read; a reader sees each commit whole, from its next search on.
     """
+
+    kinds = frozenset(KINDS)
 
     def __init__(self, folder: str | Path, *, write: bool = False, verify: bool = True) -> None:
         self.folder, self._verify, self._lock = Path(folder), verify, -1
@@ -217,15 +220,14 @@ class EmbeddedStores:
         snapshot, text = self._with_text()
         return text.search(queries, _positive(k), self._live(snapshot, where), version=snapshot.generation)
 
-    def search_vectors(
-        self, space: str, queries: NDArray[np.float32], k: int, *, where: Where | None = None
-    ) -> list[Found]:
-        """Return the documents with the largest similarity, exactly; queries (queries, dimension)."""
+    def search_vectors(self, space: str, queries: Any, k: int, *, where: Where | None = None) -> list[Found]:
+        """Return the documents with the largest similarity, exactly; queries as the kind of the space has them."""
         asked = self._space(space)
-        vectors = check_vectors(queries, asked.dimension, what="queries", cosine=asked.similarity == "cosine")
+        kind = find_kind(asked)
+        vectors = kind.check(queries, asked, what="queries")
         snapshot, opened = self._snapshot()
         segments = [opened[name] for name, own, *_ in snapshot.segments if own == space]
-        return search_vectors(segments, vectors, _positive(k), self._live(snapshot, where))
+        return kind.search(segments, vectors, _positive(k), self._live(snapshot, where), asked)
 
     def search_edges(
         self, entities: Sequence[Sequence[str]], k: int, *, hops: int = 1, where: Where | None = None
@@ -261,9 +263,7 @@ class EmbeddedStores:
         check_batch(batch, self.spaces)
         ids = [document.id for document in batch.documents]
         vectors = {
-            name: check_vectors(
-                batch.vectors[name], space.dimension, what=name, names=ids, cosine=space.similarity == "cosine"
-            )
+            name: find_kind(space).check(batch.vectors[name], space, what=name, names=ids)
             for name, space in self.spaces.items()
         }
         there = self.table.by_id(ids)
@@ -273,7 +273,8 @@ class EmbeddedStores:
         first = self.table.reserve(len(ids))
         numbers = np.arange(first, first + len(ids), dtype=np.int64)
         written: list[tuple[str, int, Arrays]] = [
-            (space, len(ids), {"numbers": numbers, "vectors": vectors[space]}) for space in (self.spaces if ids else ())
+            (name, len(ids), {"numbers": numbers, **find_kind(space).arrays(vectors[name], space)})
+            for name, space in (self.spaces.items() if ids else ())
         ]
         texts = [(first + place, document.full_text) for place, document in enumerate(batch.documents)]
         snapshot, _ = self._snapshot()
@@ -325,7 +326,7 @@ class EmbeddedStores:
         files = text.add((n, document.full_text) for batch in self.table.scan() for n, document in batch)
         described = []
         for space in self.spaces:
-            merged = self._rows(snapshot, [n for n, own, *_ in snapshot.segments if own == space])
+            merged = self._rows(snapshot, space, [n for n, own, *_ in snapshot.segments if own == space])
             if len(merged["numbers"]):
                 new = f"{snapshot.generation + 1:012d}c-{space}"
                 facts = write_segment(self._folder(space), new, merged)
@@ -343,15 +344,13 @@ class EmbeddedStores:
     def _folder(self, space: str) -> Path:
         return self.folder / "vectors" / space
 
-    def _rows(self, snapshot: Snapshot, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def _rows(self, snapshot: Snapshot, space: str, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Return the rows of segments whose documents are there, by number."""
-        found: dict[str, list[NDArray[Any]]] = {"numbers": [], "vectors": []}
-        for name in sorted(names):
-            segment = self._segments[name]
-            kept = snapshot.live[segment["numbers"]]
-            for array, values in found.items():
-                values.append(segment[array][kept])
-        return {array: np.concatenate(values) if values else np.empty(0) for array, values in found.items()}
+        kind = find_kind(self.spaces[space])
+        found = [
+            take(kind, one, snapshot.live[one["numbers"]]) for one in map(self._segments.__getitem__, sorted(names))
+        ]
+        return join(found) if found else {"numbers": np.empty(0, np.int64)}
 
     def _merged_with(self, snapshot: Snapshot, written: list[tuple[str, int, Arrays]]) -> list[tuple[str, str]]:
         """Take small segments into those that are to be written, where there are many; return them."""
@@ -359,9 +358,8 @@ class EmbeddedStores:
         for place, (space, rows, arrays) in enumerate(written):
             small = [n for n, own, count, _ in snapshot.segments if own == space and count < _SMALL]
             if len(small) >= _MANY:
-                old = self._rows(snapshot, small)
-                joined = {array: np.concatenate([old[array], values]) for array, values in arrays.items()}
-                written[place] = (space, rows + len(old["numbers"]), joined)
+                old = self._rows(snapshot, space, small)
+                written[place] = (space, rows + len(old["numbers"]), join([old, arrays]))
                 retired += [(n, space) for n in small]
         return retired
 

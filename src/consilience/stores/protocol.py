@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from consilience.data.documents import Document
 from consilience.errors import Problems, RequestError
 from consilience.stores.table import Edge
@@ -26,6 +23,8 @@ class VectorSpace:
     'cosine'
 
     encoder: what made the vectors: a reference, and the fingerprint of its weights; both empty where vectors are given.
+    kind: "dense", one vector a document; "multi", one for every token, compared by late interaction; "sparse", weights
+    of terms. precision: of the token vectors of "multi" as they are kept, "float32" or "int8".
     """
 
     name: str
@@ -33,6 +32,8 @@ class VectorSpace:
     similarity: Literal["cosine", "dot"] = "cosine"
     encoder: str = ""
     fingerprint: str = ""
+    kind: Literal["dense", "multi", "sparse"] = "dense"
+    precision: Literal["float32", "int8"] = "float32"
 
     def problems(self) -> list[str]:
         """Return what is wrong with the definition."""
@@ -43,15 +44,23 @@ class VectorSpace:
             found.append(f"space {self.name!r}: {self.dimension} dimensions; there is at least 1")
         if self.similarity not in ("cosine", "dot"):
             found.append(f"space {self.name!r}: similarity {self.similarity!r}; there are cosine and dot")
+        if self.kind not in ("dense", "multi", "sparse"):
+            found.append(f"space {self.name!r}: kind {self.kind!r}; there are dense, multi and sparse")
+        if self.precision not in ("float32", "int8") or (self.precision == "int8" and self.kind != "multi"):
+            found.append(f"space {self.name!r}: precision {self.precision!r}; float32, or int8 where kind is multi")
         return found
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents to be written in one commit, with their vectors by space (rows as the documents) and edges."""
+    """Documents to be written in one commit, with their vectors by space (rows as the documents) and edges.
+
+    vectors: float32 (documents, dimension) for dense spaces, `TokenVectors` for multi, a sparse matrix of scipy for
+    sparse ones.
+    """
 
     documents: Sequence[Document]
-    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    vectors: Mapping[str, Any] = field(default_factory=dict)
     edges: Sequence[Edge] = ()
 
 
@@ -72,6 +81,8 @@ class Stores(Protocol):
     are of documents and are looked up by `documents`.
     """
 
+    kinds: frozenset[str]
+    """Kinds of spaces that it can hold."""
     spaces: Mapping[str, VectorSpace]
     language: str | None
     facts: Mapping[str, Any]
@@ -89,10 +100,8 @@ class Stores(Protocol):
         """Return the documents that have words of the query, best first."""
         ...
 
-    def search_vectors(
-        self, space: str, queries: NDArray[np.float32], k: int, *, where: Where | None = None
-    ) -> list[Found]:
-        """Return the documents with the most similar vectors, best first."""
+    def search_vectors(self, space: str, queries: Any, k: int, *, where: Where | None = None) -> list[Found]:
+        """Return the documents with the most similar vectors, best first; queries as the kind of the space has them."""
         ...
 
     def search_edges(
@@ -132,8 +141,8 @@ def check_batch(batch: Batch, spaces: Mapping[str, VectorSpace]) -> None:
     for name in spaces:
         if name not in batch.vectors:
             problems.add(f"no vectors for space {name!r}")
-        elif len(batch.vectors[name]) != len(batch.documents):
-            problems.add(f"{len(batch.vectors[name])} vectors of {name!r} for {len(batch.documents)} documents")
+        elif (count := _rows(batch.vectors[name])) != len(batch.documents):
+            problems.add(f"{count} vectors of {name!r} for {len(batch.documents)} documents")
     problems.extend(
         f"no space {name!r} here; there are {', '.join(spaces)}" for name in batch.vectors if name not in spaces
     )
@@ -143,3 +152,7 @@ def check_batch(batch: Batch, spaces: Mapping[str, VectorSpace]) -> None:
         if not e.weight > 0
     )
     problems.raise_if_any(RequestError, "documents")
+
+
+def _rows(vectors: Any) -> int:
+    return int(vectors.shape[0]) if hasattr(vectors, "shape") else len(vectors)

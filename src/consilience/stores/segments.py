@@ -18,6 +18,8 @@ __all__ = ["Arrays", "open_segment", "remove_segment", "write_segment"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
+_HEADER = 128  # bytes before the values
+
 
 def write_segment(folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:
     """Write arrays as `NAME.ARRAY.npy`, durable when this returns, and return the sizes and checksums of the files.
@@ -63,7 +65,8 @@ def open_segment(
         elif verify and file_xxh3(path) != facts["xxh3"]:
             wrong.append(f"{path} has another checksum than when it was written")
         else:
-            found[array] = np.load(path, mmap_mode="r", allow_pickle=False)
+            empty = size <= _HEADER  # a file cannot be mapped from its end on
+            found[array] = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
     if wrong:
         raise VerificationError("; ".join(wrong) + ": restore the file from a copy, or index again")
     return found
