@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from consilience.data.documents import Document
 from consilience.errors import ConsilienceError, Problems, RequestError, WorkError, did_you_mean
 from consilience.retrieval.answer import Answer, Hit
 from consilience.retrieval.fusion import Origin, Ranking, find_fusion, fuse
@@ -18,19 +17,12 @@ from consilience.stores.vectors import Found
 
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
+    from consilience.retrieval.reranking import Reranker
     from consilience.stores.where import Where
 
 __all__ = ["Answer", "Hit", "Searcher"]
 
 _LARGE = 50_000  # documents from which on asking the stores at the same time is worth the threads
-
-
-class Reranks(Protocol):
-    """What puts documents in a new order for a query."""
-
-    def rerank(self, query: str, documents: Sequence[Document]) -> Sequence[tuple[int, float]]:
-        """Return positions and scores of all documents, best first."""
-        ...
 
 
 class Searcher:
@@ -59,7 +51,7 @@ class Searcher:
         fusion: str = "weighted",
         weights: Mapping[str, float] | None = None,
         depth: int = 100,
-        rerank: Reranks | None = None,
+        rerank: Reranker | None = None,
         rerank_depth: int = 20,
         seconds: float | None = None,
         **options: Any,
@@ -106,8 +98,8 @@ class Searcher:
     def answer(self, queries: Sequence[str], k: int = 10, *, where: Where | None = None) -> list[Answer]:
         """Return the hits of every query with weights, times, and stores that failed.
 
-        A store that fails is named in `failed`, and the others answer. Raises RequestError for a wrong filter or k,
-        WorkError where every store failed.
+        A store that fails is named in `failed`, and the others answer; where the reranker fails, the fused order does.
+        Raises RequestError for a wrong filter or k, WorkError where every store failed.
         """
         return self._answers(queries, k, where, tolerant=True)
 
@@ -132,8 +124,14 @@ class Searcher:
         seconds["fusion"] = time.perf_counter() - started
         if self.rerank is not None:
             started = time.perf_counter()
-            hits = [self._reranked(query, one)[:k] for query, one in zip(queries, hits, strict=True)]
+            try:
+                hits = [self._reranked(query, one) for query, one in zip(queries, hits, strict=True)]
+            except ConsilienceError as error:  # the fused order is an answer, too
+                if not tolerant:
+                    raise
+                failed["rerank"] = str(error)
             seconds["rerank"] = time.perf_counter() - started
+            hits = [one[:k] for one in hits]
         return [
             Answer(query, own, own_weights, seconds, failed)
             for query, own, own_weights in zip(queries, hits, weights, strict=True)
