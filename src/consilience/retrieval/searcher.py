@@ -8,8 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from consilience.errors import ConsilienceError, Problems, RequestError, WorkError, did_you_mean
 from consilience.retrieval.answer import Answer, Hit
+from consilience.retrieval.expansion.protocol import Expansion, Variation, combined
 from consilience.retrieval.fusion import Origin, Ranking, find_fusion, fuse
 from consilience.retrieval.linking import entities_of
 from consilience.retrieval.weighting import GRAPH, TEXT, default_weights
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Hit", "Searcher"]
 
+_NOTHING = np.empty(0, np.int64), np.empty(0, np.float32)
 _LARGE = 50_000  # documents from which on asking the stores at the same time is worth the threads
 
 
@@ -39,7 +43,8 @@ class Searcher:
     default all, the graph where the index has edges. fusion: a method of `consilience.retrieval.fusion`, with its
     `options`. weights: by store; without any, weighted fusion takes those of `default_weights` for every query. depth:
     how many hits of each store are fused (at least k). rerank: what puts the best `rerank_depth` in a new order (see
-    `consilience.retrieval.reranking`). seconds: how long stores may take; those that take longer are left out. Raises
+    `consilience.retrieval.reranking`). expand: what makes more queries of one (see `consilience.retrieval.expansion`).
+    seconds: how long stores may take; those that take longer are left out. Raises
     RequestError for stores the index does not have, RecipeError for wrong options of the fusion.
     """
 
@@ -53,6 +58,7 @@ class Searcher:
         depth: int = 100,
         rerank: Reranker | None = None,
         rerank_depth: int = 20,
+        expand: Expansion | None = None,
         seconds: float | None = None,
         **options: Any,
     ) -> None:
@@ -61,7 +67,7 @@ class Searcher:
             stores = there if index.stores.stats().get("edges") else there[:-1]
         self.index, self.stores = index, tuple(stores)
         self.fusion, self.weights, self.depth, self.options = fusion, weights, depth, options
-        self.rerank, self.rerank_depth, self.seconds = rerank, rerank_depth, seconds
+        self.rerank, self.rerank_depth, self.expand, self.seconds = rerank, rerank_depth, expand, seconds
         problems = Problems()
         problems.extend(
             f"store {name!r} is not in this index{did_you_mean(name, there)}"
@@ -108,7 +114,10 @@ class Searcher:
             raise RequestError("queries is one string; give a list of strings")
         seconds: dict[str, float] = {}
         failed: dict[str, str] = {}
-        found = self.rankings(queries, k, where=where, seconds=seconds, failed=failed if tolerant else None)
+        variations = self._varied(queries, seconds, failed if tolerant else None)
+        asked = list(dict.fromkeys(one.text for own in variations for one in own))
+        rankings = self.rankings(asked, k, where=where, seconds=seconds, failed=failed if tolerant else None)
+        found = {name: _of_queries(name, lists, asked, variations) for name, lists in rankings.items()}
         stores = [name for name in self.stores if name in found]
         started = time.perf_counter()
         lists = [{name: _pairs(found[name][place]) for name in stores} for place in range(len(queries))]
@@ -133,9 +142,28 @@ class Searcher:
             seconds["rerank"] = time.perf_counter() - started
             hits = [one[:k] for one in hits]
         return [
-            Answer(query, own, own_weights, seconds, failed)
-            for query, own, own_weights in zip(queries, hits, weights, strict=True)
+            Answer(query, own, own_weights, seconds, failed, tuple(v.text for v in made) if self.expand else ())
+            for query, own, own_weights, made in zip(queries, hits, weights, variations, strict=True)
         ]
+
+    def _varied(
+        self, queries: Sequence[str], seconds: dict[str, float], failed: dict[str, str] | None
+    ) -> list[Sequence[Variation]]:
+        """Return what is searched for each query; the query itself where expanding fails."""
+        if self.expand is None:
+            return [[Variation(query)] for query in queries]
+        started = time.perf_counter()
+        found: list[Sequence[Variation]] = []
+        for query in queries:
+            try:
+                found.append(list(self.expand(query)) or [Variation(query)])
+            except ConsilienceError as error:
+                if failed is None:
+                    raise
+                failed["expand"] = str(error)
+                found.append([Variation(query)])
+        seconds["expand"] = time.perf_counter() - started
+        return found
 
     def rankings(
         self,
@@ -224,6 +252,18 @@ class Searcher:
             for place, score in order
         ]
         return new + rest
+
+
+def _of_queries(
+    name: str, lists: Sequence[Found], asked: Sequence[str], variations: Sequence[Sequence[Variation]]
+) -> list[Found]:
+    """Return what a store found for each query, of what it found for all that was asked."""
+    places = {text: place for place, text in enumerate(asked)}
+    found = []
+    for own in variations:
+        mine = [one for one in own if one.stores is None or name in one.stores]
+        found.append(combined([(lists[places[one.text]], one.weight) for one in mine]) if mine else Found(*_NOTHING))
+    return found
 
 
 def _origins(lists: Mapping[str, Ranking], wanted: Sequence[tuple[int, float]]) -> dict[int, dict[str, Origin]]:
