@@ -26,7 +26,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -e ".[text,bench,fitting,search,llm,postgres,demo,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[text,bench,fitting,search,llm,serve,postgres,demo,dev]"
 	touch $@
 
 setup: $(VENV)/.dev

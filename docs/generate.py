@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from consilience import methods
+from consilience.bench.bootstrap import paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "build/bench/merge_speed.json"
@@ -19,6 +20,7 @@ DEMO = ROOT / "build/demo"
 COMPARED = ROOT / "build/methods"
 COMPOSED = ROOT / "build/composition"
 REPRODUCED = ROOT / "build/reproductions"
+SEARCHED = ROOT / "build/bench/retrieval_quality"
 
 
 def methods_block() -> str:
@@ -188,6 +190,54 @@ def _gain(found: dict) -> str:
     return f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
 
 
+def searched_block(found: dict) -> str:
+    """Return how well every way of searching finds: means over the sets, then every set."""
+    ways = list(next(iter(found.values()))["ways"])
+    main = {name: "recall@2" if name.startswith("limit") else "nDCG@10" for name in found}
+    means = {way: sum(one["ways"][way][main[name]] for name, one in found.items()) / len(found) for way in ways}
+    usual = {name: one for name, one in found.items() if main[name] == "nDCG@10"}
+    strata = [name for name, one in usual.items() for _ in one["values"][ways[0]]]
+
+    def against(way: str, other: str) -> str:
+        first, second = ([v for one in usual.values() for v in one["values"][name]] for name in (way, other))
+        gain = paired_bootstrap(first, second, strata=strata)
+        return "" if way == other else f"{100 * gain[0]:+.1f} [{100 * gain[1]:+.1f}, {100 * gain[2]:+.1f}]"
+
+    def worst(way: str) -> str:
+        parts = ("text", "minilm")
+        gaps = {
+            name: one["ways"][way][main[name]] - max(one["ways"][part][main[name]] for part in parts)
+            for name, one in found.items()
+        }
+        name = min(gaps, key=gaps.__getitem__)
+        return f"{100 * gaps[name]:+.1f} ({name})"
+
+    count = sum(one["queries"] for one in found.values())
+    lines = [
+        f"{len(found)} sets, {count} queries; mean over the sets, x 100; intervals: 95 %, paired, without LIMIT.",
+        "",
+    ]
+    lines += ["| way | mean | against minilm | against text | worst set against the better of text and minilm |"]
+    lines += ["|---|---|---|---|---|"]
+    for way in sorted(ways, key=lambda way: -means[way]):
+        row = (way, f"{100 * means[way]:.1f}", against(way, "minilm"), against(way, "text"), worst(way))
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "| set | queries | documents | measure | " + " | ".join(ways) + " |", "|---" * (len(ways) + 4) + "|"]
+    for name, one in found.items():
+        shown = f"{name}, judged by people" if one["judged by people"] else name
+        cells = [f"{100 * one['ways'][way][main[name]]:.1f}" for way in ways]
+        head = (shown, str(one["queries"]), str(one["documents"]), main[name])
+        lines.append("| " + " | ".join([*head, *cells]) + " |")
+    people = [name for name, one in found.items() if one["judged by people"]]
+    if people:
+        lines += ["", "Judged by people, hybrid against minilm, each with its interval:", ""]
+        for name in people:
+            gain = found[name]["ways"]["hybrid"]["difference"]
+            shown = f"{100 * gain[0]:+.1f} [{100 * gain[1]:+.1f}, {100 * gain[2]:+.1f}]"
+            lines.append(f"- {name}: {shown}, n = {found[name]['queries']}")
+    return "\n".join(lines)
+
+
 def verdicts_block(reports: list[dict]) -> str:
     """Return every claim of every reproduction with its verdict, and which have not been run in full."""
     parts = []
@@ -236,6 +286,9 @@ def main() -> None:
     if reports := [report for report in reports if not report["quick"]]:
         page = ROOT / "docs/reproductions.md"
         page.write_text(replace_block(page.read_text(), "verdicts", verdicts_block(reports)))
+    if found := {path.stem: json.loads(path.read_text()) for path in sorted(SEARCHED.glob("*.json"))}:
+        page = ROOT / "docs/retrieval-quality.md"
+        page.write_text(replace_block(page.read_text(), "searched", searched_block(found)))
     readme = ROOT / "README.md"
     if (DEMO / "evaluation.json").is_file():
         evaluation = json.loads((DEMO / "evaluation.json").read_text())

@@ -186,3 +186,16 @@ def test_threads_search_while_another_writes(folder: Path) -> None:
                     writer.stores.compact()  # type: ignore[attr-defined]
             assert {one.result() for one in answers} == {"dogs"}
         assert reader.stats()["documents"] == 16
+
+
+def test_hits_can_be_chosen_so_that_they_differ(tmp_path: Path, encoder: str) -> None:
+    texts = {"one": "w1 w2 w3 w4", "again": "w1 w2 w3 w4 w4", "other": "w1 w50 w60"}
+    with Index.create(tmp_path / "index", encoders={"tiny": encoder}) as index:
+        index.add([Document(name, text) for name, text in texts.items()])
+        plain = [hit.id for hit in Searcher(index).search(["w1 w2 w3 w4"], 2)[0]]
+        chosen = Searcher(index, select="mmr", select_options={"lambda_": 0.05}).search(["w1 w2 w3 w4"], 2)[0]
+        assert plain == ["one", "again"] and [hit.id for hit in chosen] == ["one", "other"]
+        with pytest.raises(RequestError, match="select 'mmmr' is unknown; did you mean 'mmr'"):
+            Searcher(index, select="mmmr")
+    with Index.create(tmp_path / "words") as index, pytest.raises(RequestError, match="no space with one vector"):
+        Searcher(index, select="mmr")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
 from consilience.data.documents import Document
-from consilience.errors import RequestError, VerificationError
+from consilience.errors import OutputError, RequestError, VerificationError
 from consilience.models.token_vectors import TokenVectors, max_similarity
 from consilience.stores import multi, sparse
 from consilience.stores.embedded import EmbeddedStores
@@ -140,3 +140,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(VerificationError, match=path.name):
             EmbeddedStores(tmp_path / "i")
         path.write_bytes(whole)
+
+
+def test_an_index_whose_making_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    EmbeddedStores.create(tmp_path / "i", [MULTI]).close()
+    (tmp_path / "i" / "consilience.json").unlink()
+    (tmp_path / "i" / "writer.lock").unlink()
+    with EmbeddedStores.create(tmp_path / "i", [MULTI]) as stores:
+        stores.write(Batch(documents(1), {"m": tokens([1], 0)}), replace=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="something is there already"):
+        EmbeddedStores.create(tmp_path / "other", [MULTI])
+    assert (tmp_path / "other" / "mine.txt").read_text() == "mine"

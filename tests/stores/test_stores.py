@@ -212,3 +212,28 @@ def test_coverage_is_the_share_of_telling_words_of_the_best_hit(make: Make) -> N
     assert covered[3] == 0.0
     assert covered[2] is None and covered[4] is None
     assert stores.search_text(["likes quokkas"], 3, where="id = '1'")[0].coverage < 0.2  # type: ignore[operator]
+
+
+def test_edges_are_there_or_not(make: Make) -> None:
+    stores = make()
+    stores.write(batch(Document("a", "x")), replace=False)
+    assert not stores.has_edges()
+    stores.write(batch(Document("b", "y"), edges=(Edge("u", "r", "v", "b"),)), replace=False)
+    assert stores.has_edges()
+
+
+def test_vectors_are_given_back(make: Make) -> None:
+    stores = make()
+    some = [Document(str(place), f"text {place}") for place in range(5)]
+    stores.write(batch(*some[:3]), replace=False)
+    stores.write(batch(*some[3:], some[0]), replace=True)
+    numbers = stores.numbers(["0", "1", "2", "3", "4", "9"])
+    assert set(numbers) == {"0", "1", "2", "3", "4"}
+    wanted = vectors_of(some)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    order = ["4", "0", "2"]
+    assert stores.vectors("s", [numbers[name] for name in order]) == pytest.approx(wanted[[4, 0, 2]], abs=1e-6)
+    assert stores.vectors("s", [999, numbers["1"]]) == pytest.approx(np.stack([np.zeros(4), wanted[1]]), abs=1e-6)
+    assert stores.vectors("s", []).shape == (0, 4)
+    with pytest.raises(RequestError):
+        stores.vectors("t", [1])

@@ -22,6 +22,7 @@ from consilience.cli import (
     moe,
     pareto,
     plan,
+    serve,
     statistics,
     train,
     tune,
@@ -53,6 +54,7 @@ app.command("tune")(tune.tune)
 app.command("pareto")(pareto.pareto)
 app.command("index")(index.index)
 app.command("search")(index.search)
+app.command("serve")(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("methods")(methods.methods)

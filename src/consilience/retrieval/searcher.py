@@ -15,6 +15,7 @@ from consilience.retrieval.answer import Answer, Hit
 from consilience.retrieval.expansion.protocol import Expansion, Variation, combined
 from consilience.retrieval.fusion import Origin, Ranking, find_fusion, fuse
 from consilience.retrieval.linking import entities_of
+from consilience.retrieval.selection import selection_names
 from consilience.retrieval.weighting import GRAPH, TEXT, default_weights
 from consilience.stores.vectors import Found
 
@@ -33,6 +34,7 @@ class Searcher:
     """Searches an index by words, by every space and by its edges, and fuses.
 
     >>> import tempfile
+    >>> from consilience.data.documents import Document
     >>> from consilience.retrieval.index import Index
     >>> index = Index.create(tempfile.mkdtemp() + "/index")
     >>> _ = index.add([Document("a", "Sort a list."), Document("b", "Sort out a dog's fur.")])
@@ -44,8 +46,10 @@ class Searcher:
     `options`. weights: by store; without any, weighted fusion takes those of `default_weights` for every query. depth:
     how many hits of each store are fused (at least k). rerank: what puts the best `rerank_depth` in a new order (see
     `consilience.retrieval.reranking`). expand: what makes more queries of one (see `consilience.retrieval.expansion`).
-    seconds: how long stores may take; those that take longer are left out. Raises
-    RequestError for stores the index does not have, RecipeError for wrong options of the fusion.
+    select: a method of `consilience.retrieval.selection` that chooses the k hits among the best `select_depth`, so that
+    they do not repeat each other, by their vectors in the first dense space. seconds: how long stores may take; those
+    that take longer are left out. Raises RequestError for stores the index does not have, RecipeError for wrong options
+    of the fusion.
     """
 
     def __init__(
@@ -59,12 +63,15 @@ class Searcher:
         rerank: Reranker | None = None,
         rerank_depth: int = 20,
         expand: Expansion | None = None,
+        select: str | None = None,
+        select_options: Mapping[str, Any] | None = None,
+        select_depth: int = 50,
         seconds: float | None = None,
         **options: Any,
     ) -> None:
         there = (TEXT, *index.spaces, GRAPH)
         if stores is None:
-            stores = there if index.stores.stats().get("edges") else there[:-1]
+            stores = there if index.stores.has_edges() else there[:-1]
         self.index, self.stores = index, tuple(stores)
         self.fusion, self.weights, self.depth, self.options = fusion, weights, depth, options
         self.rerank, self.rerank_depth, self.expand, self.seconds = rerank, rerank_depth, expand, seconds
@@ -81,9 +88,17 @@ class Searcher:
             problems.add(f"stores {', '.join(self.stores) or 'none'}: name one or more, each once")
         problems.extend(
             f"{what} {value}: at least 1"
-            for what, value in (("depth", depth), ("rerank_depth", rerank_depth))
+            for what, value in (("depth", depth), ("rerank_depth", rerank_depth), ("select_depth", select_depth))
             if value < 1
         )
+        self.select, self.select_options, self.select_depth = select, dict(select_options or {}), select_depth
+        dense = [name for name, one in index.stores.spaces.items() if one.kind == "dense"]
+        self._selects_by = dense[0] if dense else ""
+        if select is not None:
+            if select not in selection_names():
+                problems.add(f"select {select!r} is unknown{did_you_mean(select, selection_names())}")
+            if not dense:
+                problems.add("select: the index has no space with one vector for each document")
         if seconds is not None and not seconds > 0:
             problems.add(f"seconds {seconds}: more than 0")
         problems.raise_if_any(RequestError, "searcher")
@@ -122,7 +137,7 @@ class Searcher:
         started = time.perf_counter()
         lists = [{name: _pairs(found[name][place]) for name in stores} for place in range(len(queries))]
         weights = [self._weights({name: found[name][place] for name in stores}) for place in range(len(queries))]
-        wanted = max(k, self.rerank_depth) if self.rerank is not None else k
+        wanted = max(k, self.rerank_depth if self.rerank else 0, self.select_depth if self.select else 0)
         fused = [self._fused(own, own_weights, wanted) for own, own_weights in zip(lists, weights, strict=True)]
         documents = self.index.stores.documents({number for one in fused for number, _ in one})
         origins = [_origins(own, one) for own, one in zip(lists, fused, strict=True)]
@@ -140,7 +155,11 @@ class Searcher:
                     raise
                 failed["rerank"] = str(error)
             seconds["rerank"] = time.perf_counter() - started
-            hits = [one[:k] for one in hits]
+        if self.select is not None:
+            started = time.perf_counter()
+            hits = [self._selected(one, k) for one in hits]
+            seconds["select"] = time.perf_counter() - started
+        hits = [one[:k] for one in hits]
         return [
             Answer(query, own, own_weights, seconds, failed, tuple(v.text for v in made) if self.expand else ())
             for query, own, own_weights, made in zip(queries, hits, weights, variations, strict=True)
@@ -240,6 +259,23 @@ class Searcher:
         else:
             found = fuse(lists, self.fusion, weights=None if self.weights is None else weights, k=k, **self.options)
         return [(int(key), score) for key, score in found]
+
+    def _selected(self, hits: list[Hit], k: int) -> list[Hit]:
+        """Return k of the best hits that are relevant and differ; relevance is their score, from 0 to 1."""
+        from consilience.retrieval.selection import select
+
+        if len(hits) <= 1:
+            return hits
+        numbers = self.index.stores.numbers([hit.id for hit in hits])
+        vectors = self.index.stores.vectors(self._selects_by, [numbers.get(hit.id, -1) for hit in hits])
+        low, high = min(hit.score for hit in hits), max(hit.score for hit in hits)
+        if self.rerank is None:
+            scores = [(hit.score - low) / (high - low) if high > low else 1.0 for hit in hits]
+        else:  # scores of the reranker and those below are not of one scale
+            scores = [1 - place / len(hits) for place in range(len(hits))]
+        assert self.select is not None
+        chosen = select(vectors, relevance=scores, k=k, method=self.select, **self.select_options)
+        return [hits[place] for place in chosen.indices]
 
     def _reranked(self, query: str, hits: list[Hit]) -> list[Hit]:
         assert self.rerank is not None

@@ -9,9 +9,7 @@ are in no snapshot and its files in no list, and the next writer deletes the fil
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,17 +26,19 @@ from consilience.data.documents import Document, check_documents
 from consilience.errors import DataError, OutputError, Problems, RequestError, VerificationError, did_you_mean
 from consilience.stores.graph import nearby
 from consilience.stores.kinds import KINDS, find_kind, join, take
+from consilience.stores.lock import WriterLock
 from consilience.stores.protocol import Batch, Changes, VectorSpace, check_batch
-from consilience.stores.segments import Arrays, open_segment, remove_segment, write_segment
+from consilience.stores.segments import Arrays, folder_bytes, open_segment, remove_segment, write_segment
 from consilience.stores.table import Snapshot, Table
 from consilience.stores.text import TextStore, damaged_files
-from consilience.stores.vectors import Found
+from consilience.stores.vectors import Found, rows_of
 from consilience.stores.where import Where, parse_where
 
 __all__ = ["EmbeddedStores"]
 
 _FORMAT, _VERSION = "index", 1
 _SMALL, _MANY = 65_536, 8  # this many segments with fewer rows are made one
+_BEGUN = ("documents.sqlite", "documents.sqlite-wal", "documents.sqlite-shm", "text")  # before there is a manifest
 _REMEMBERED = 64  # filters of a generation
 _TRIES = 5  # to read a state while a writer deletes what it replaced
 
@@ -62,7 +62,8 @@ class EmbeddedStores:
     kinds = frozenset(KINDS)
 
     def __init__(self, folder: str | Path, *, write: bool = False, verify: bool = True) -> None:
-        self.folder, self._verify, self._lock = Path(folder), verify, -1
+        self.folder, self._verify = Path(folder), verify
+        self._lock = WriterLock(self.folder)
         if not (self.folder / MANIFEST).is_file():
             raise RequestError(f"{self.folder}: no index here (no {MANIFEST}); make one with `consilience index`")
         manifest = read_record(self.folder / MANIFEST, _FORMAT, _VERSION)
@@ -70,7 +71,7 @@ class EmbeddedStores:
         self.language: str | None = manifest["language"]
         self.facts: Mapping[str, Any] = manifest.get("facts", {})
         if write:
-            self._take_lock()
+            self._lock.take()
         try:
             self.table = Table(self.folder / "documents.sqlite", write=write)
             self._segments: dict[str, Arrays] = {}
@@ -83,7 +84,7 @@ class EmbeddedStores:
             if verify and (wrong := damaged_files(self.folder / snapshot.meta.get("text", "text"), _files(snapshot))):
                 raise VerificationError("; ".join(wrong))
         except BaseException:
-            self._release()
+            self._lock.release()
             raise
 
     @classmethod
@@ -105,8 +106,10 @@ class EmbeddedStores:
         names = [space.name for space in spaces]
         problems.extend(f"two spaces are called {name!r}" for name in names if names.count(name) > 1)
         problems.raise_if_any(RequestError, "index")
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        if place.exists() and not (place.is_dir() and all(one.name in _BEGUN for one in place.iterdir())):
             raise OutputError(f"{place}: something is there already; open it, or choose another place")
+        if place.exists():  # what a killed call began and has no manifest is made again
+            shutil.rmtree(place)
         try:
             place.mkdir(parents=True, exist_ok=True)
             Table.create(place / "documents.sqlite").close()
@@ -131,25 +134,7 @@ class EmbeddedStores:
         """Let go of files, connections and the writer's lock."""
         self.table.close()
         self._segments.clear()
-        self._release()
-
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.folder / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._lock, 20).decode(errors="replace").strip() or "unknown"
-            self._release()
-            raise OutputError(
-                f"{self.folder}: process {holder} is writing to this index; wait for it, or open it for reading"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
-
-    def _release(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
 
     def _snapshot(self) -> tuple[Snapshot, dict[str, Arrays]]:
         """Return the committed state with its segments, mapped."""
@@ -229,6 +214,13 @@ class EmbeddedStores:
         segments = [opened[name] for name, own, *_ in snapshot.segments if own == space]
         return kind.search(segments, vectors, _positive(k), self._live(snapshot, where), asked)
 
+    def vectors(self, space: str, numbers: Sequence[int]) -> NDArray[np.float32]:
+        """Return the vectors of documents of a dense space, (numbers, dimension); 0 for those that are gone."""
+        asked = self._space(space)
+        snapshot, opened = self._snapshot()
+        segments = [opened[name] for name, own, *_ in snapshot.segments if own == space]
+        return rows_of(segments, space, asked.kind, asked.dimension, numbers)
+
     def search_edges(
         self, entities: Sequence[Sequence[str]], k: int, *, hops: int = 1, where: Where | None = None
     ) -> list[Found]:
@@ -244,6 +236,14 @@ class EmbeddedStores:
     def known(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the digests of those ids that are there."""
         return {name: digest for name, (_, digest) in self.table.by_id(ids).items()}
+
+    def numbers(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the numbers of those ids that are there."""
+        return {name: number for name, (number, _) in self.table.by_id(ids).items()}
+
+    def has_edges(self) -> bool:
+        """Return whether documents speak of any relation."""
+        return bool(self.table.rows("SELECT 1 FROM edges LIMIT 1"))
 
     def __len__(self) -> int:
         return self.table.snapshot().count
@@ -364,7 +364,7 @@ class EmbeddedStores:
         return retired
 
     def _writable(self) -> None:
-        if self._lock < 0:
+        if not self._lock.held:
             raise OutputError(f"{self.folder}: this index is open for reading; open it with write=True")
 
     def stats(self) -> dict[str, Any]:
@@ -378,7 +378,7 @@ class EmbeddedStores:
             "edges": edges,
             "generation": snapshot.generation,
             "segments": {space: sum(own == space for _, own, *_ in snapshot.segments) for space in self.spaces},
-            "bytes": sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file()),
+            "bytes": folder_bytes(self.folder),
         }
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from consilience.data.documents import Document
 from consilience.errors import Problems, RequestError
 from consilience.stores.table import Edge
@@ -110,12 +113,24 @@ class Stores(Protocol):
         """Return the documents that speak of entities or are linked to them, nearest and heaviest first."""
         ...
 
+    def vectors(self, space: str, numbers: Sequence[int]) -> NDArray[np.float32]:
+        """Return the vectors of documents of a dense space, (numbers, dimension); 0 for those that are gone."""
+        ...
+
     def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
         """Return documents by number."""
         ...
 
     def known(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the digests of those ids that are there."""
+        ...
+
+    def numbers(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the numbers of those ids that are there."""
+        ...
+
+    def has_edges(self) -> bool:
+        """Return whether documents speak of any relation."""
         ...
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from consilience.core.atomic import storage_error, sync_folder
 from consilience.core.hashing import file_xxh3
 from consilience.errors import VerificationError
 
-__all__ = ["Arrays", "open_segment", "remove_segment", "write_segment"]
+__all__ = ["Arrays", "folder_bytes", "open_segment", "remove_segment", "write_segment"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -76,3 +77,12 @@ def remove_segment(folder: Path, name: str) -> None:
     """Delete the files of a segment; who has them mapped can go on reading."""
     for path in folder.glob(f"{name}.*.npy"):
         path.unlink(missing_ok=True)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder; what a writer deletes meanwhile does not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from consilience.errors import RequestError
 from consilience.stores.segments import Arrays
 
-__all__ = ["Found", "check_vectors", "merge_found", "search_vectors"]
+__all__ = ["Found", "check_dense", "check_vectors", "merge_found", "rows_of", "search_vectors"]
 
 _BLOCK = 1 << 24  # bytes of vectors looked at in one go: they stay in the processor's cache for a batch of queries
 _GATHER = 0.3  # with fewer rows allowed than this share, they are copied together first
@@ -85,6 +85,30 @@ def search_vectors(
     if not numbers:
         return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     return merge_found(np.concatenate(numbers, axis=1), np.concatenate(scores, axis=1), k)
+
+
+def check_dense(name: str, kind: str) -> None:
+    """Report a space whose documents have no vector each. Raises RequestError."""
+    if kind != "dense":
+        raise RequestError(f"space {name!r} is of kind {kind!r}; its documents have no single vector")
+
+
+def rows_of(
+    segments: Sequence[Arrays], name: str, kind: str, dimension: int, numbers: Sequence[int]
+) -> NDArray[np.float32]:
+    """Return the vectors of documents by number, (numbers, dimension); 0 for those that are in no segment."""
+    check_dense(name, kind)
+    wanted = np.array(numbers, np.int64)
+    found = np.zeros((len(wanted), dimension), np.float32)
+    for segment in segments:
+        own = segment["numbers"]
+        order = np.argsort(own, kind="stable") if len(own) > 1 and (np.diff(own) < 0).any() else np.arange(len(own))
+        places = np.searchsorted(own, wanted, sorter=order)
+        inside = places < len(own)
+        rows = order[places[inside]]
+        right = own[rows] == wanted[inside]
+        found[np.flatnonzero(inside)[right]] = segment["vectors"][rows[right]]
+    return found
 
 
 def merge_found(numbers: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> list[Found]:

@@ -86,13 +86,19 @@ def _packed(units: list[str], size: int) -> Iterator[str]:
 
 
 def _structured(document: Document, size: int) -> Iterator[tuple[str, tuple[Part, ...]]]:
-    """Yield (title, parts) of pieces."""
+    """Yield (title, parts) of pieces; a heading with nothing under it is a piece of its own."""
     path: list[tuple[int, str]] = []
+    bare: Part | None = None  # the part of the last heading, while nothing has come under it
     held: list[Part] = []
     count = 0
 
     def title() -> str:
         return " > ".join(filter(None, [document.title, *(name for _, name in path)]))
+
+    def alone() -> Iterator[tuple[str, tuple[Part, ...]]]:
+        if bare is not None:
+            for piece in _packed([path[-1][1]], size):
+                yield title(), (replace(bare, text=piece),)
 
     for part in document.parts:
         for text in _PARAGRAPH.split(part.text):
@@ -102,10 +108,15 @@ def _structured(document: Document, size: int) -> Iterator[tuple[str, tuple[Part
                     yield title(), tuple(held)
                     held, count = [], 0
                 level = len(heading[1])
+                if bare is not None and path[-1][0] >= level:
+                    yield from alone()
                 path = [one for one in path if one[0] < level] + [(level, heading[2].strip())]
+                bare = part
                 lines = lines[1:]
             body = "\n".join(lines).strip()
             length = len(body.split())
+            if length:
+                bare = None
             if held and count + length > size:
                 yield title(), tuple(held)
                 held, count = [], 0
@@ -118,3 +129,4 @@ def _structured(document: Document, size: int) -> Iterator[tuple[str, tuple[Part
                 count += length
     if held:
         yield title(), tuple(held)
+    yield from alone()

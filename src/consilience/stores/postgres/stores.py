@@ -153,6 +153,18 @@ class PostgresStores:
         with self._pool.transaction(self.place) as connection:
             return by_vectors(connection, self._tables[space], vectors, k, wanted, exact=exact)
 
+    def vectors(self, space: str, numbers: Sequence[int]) -> NDArray[np.float32]:
+        """Return the vectors of documents, (numbers, dimension); 0 for those that are gone."""
+        asked, wanted = self._space(space), [int(number) for number in numbers]
+        query = f"SELECT number, vector FROM {self._tables[space]} WHERE number = ANY(%s)"
+        with self._pool.transaction(self.place) as connection:
+            rows = dict(connection.execute(query.encode(), [wanted], binary=True).fetchall())
+        found = np.zeros((len(wanted), asked.dimension), np.float32)
+        for place, number in enumerate(wanted):
+            if number in rows:
+                found[place] = rows[number].to_numpy()
+        return found
+
     def search_edges(
         self, entities: Sequence[Sequence[str]], k: int, *, hops: int = 1, where: Where | None = None
     ) -> list[Found]:
@@ -171,6 +183,15 @@ class PostgresStores:
         """Return the digests of those ids that are there."""
         query = "SELECT id, digest FROM documents WHERE removed IS NULL AND id = ANY(%s)"
         return dict(self._rows(query, [[*filter(storable, ids)]]))
+
+    def numbers(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the numbers of those ids that are there."""
+        query = "SELECT id, number FROM documents WHERE removed IS NULL AND id = ANY(%s)"
+        return dict(self._rows(query, [[*filter(storable, ids)]]))
+
+    def has_edges(self) -> bool:
+        """Return whether documents speak of any relation."""
+        return bool(self._rows("SELECT EXISTS (SELECT 1 FROM edges)")[0][0])
 
     def __len__(self) -> int:
         return int(self._rows("SELECT documents FROM consilience")[0][0])

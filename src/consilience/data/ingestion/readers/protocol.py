@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 from consilience.data.documents import Document
 from consilience.errors import DataError
 
-__all__ = ["Item", "Notice", "decoded", "row_document"]
+__all__ = ["Failed", "Item", "Notice", "clean", "decoded", "encoding_of", "row_document", "title_of"]
 
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_BLOCK = 1 << 20  # bytes
 _ID = ("_id", "id")
 _TITLE = ("title", "name", "heading")
 _TEXT = ("text", "content", "body", "contents", "abstract", "description")
@@ -27,10 +31,14 @@ class Notice:
 
 @dataclass(frozen=True)
 class Failed:
-    """A row or a page that could not be read; the rest of its file goes on."""
+    """A row or a page that could not be read; the rest of its file goes on.
+
+    part: it is a piece of a document that is read nevertheless, such as a page.
+    """
 
     item: str
     error: str
+    part: bool = False
 
 
 Item = Document | Notice | Failed
@@ -42,13 +50,37 @@ def decoded(data: bytes, name: str) -> Iterator[str | Notice]:
     >>> list(decoded(b"caf\\xe9", "a.txt"))[-1]
     'café'
     """
-    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8")
+    encoding = _marked(data)
     try:
         yield data.decode(encoding).replace("\x00", "")
     except UnicodeDecodeError as error:
         yield Notice(name, f"no {encoding} at byte {error.start}: read as Windows-1252")
         yield data.decode("cp1252", errors="replace").replace("\x00", "")
+
+
+def _marked(data: bytes) -> str:
+    return next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+
+
+def encoding_of(path: Path) -> tuple[str, int, int]:
+    """Return the encoding of a file, its number of line ends, and the first byte that is not UTF-8, or -1.
+
+    Found in one pass with bounded memory; the encoding is "cp1252" where a byte is in no other.
+    """
+    wrong, ends, place = -1, 0, 0
+    with path.open("rb") as file:
+        encoding = _marked(file.read(3))
+        file.seek(0)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while block := file.read(_BLOCK):
+            ends += block.count(b"\n")
+            if wrong < 0:
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError as error:
+                    wrong = place + error.start
+            place += len(block)
+    return ("cp1252" if wrong >= 0 else encoding), ends, wrong
 
 
 def row_document(row: dict[str, Any], name: str, source: str) -> Document:
@@ -74,7 +106,11 @@ source='films.csv')
     others = {one: _plain(value) for one, value in row.items() if one not in (key, title, text)}
     fields = {_field(one): value for one, value in others.items() if value is not None}
     return Document(
-        own, content.replace("\x00", ""), title=str(row[title]) if title else "", fields=fields, source=source
+        own,
+        content.replace("\x00", ""),
+        title=str(row[title]).replace("\x00", "") if title else "",
+        fields=fields,
+        source=source,
     )
 
 
@@ -101,10 +137,20 @@ def _plain(value: Any) -> Any:
     return None
 
 
+def clean(text: str) -> str:
+    """Return a text without zero characters and halves of surrogate pairs, which no store holds.
+
+    >>> clean("a\\x00b\\ud800")
+    'ab?'
+    """
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
 def title_of(path: Path) -> str:
     """Return the name of a file as a title.
 
     >>> title_of(Path("notes/open_ports.md"))
     'open ports'
     """
-    return path.stem.replace("_", " ").replace("-", " ").strip()
+    stem = os.fsencode(path.stem).decode("utf-8", "backslashreplace")  # a name need not be UTF-8
+    return stem.replace("_", " ").replace("-", " ").strip()
