@@ -36,6 +36,9 @@ def make_workspace(folder: Path) -> None:
     (folder / "notes").mkdir()
     (folder / "notes/ports.txt").write_text("List open ports with ss -tln.")
     (folder / "notes/lists.md").write_text("# Lists\n\nSort a list in place with sort().")
+    (folder / "docs").mkdir()
+    for name in ("search.md", "merging.md"):
+        shutil.copy(ROOT / "docs" / name, folder / "docs" / name)
     (folder / "examples").mkdir()
     for name in ("recipes", "experts"):
         (folder / "examples" / name).symlink_to(ROOT / "examples" / name)

@@ -7,6 +7,7 @@ are projected, `late_interaction.safetensors` (`projection`, dimension x width).
 from __future__ import annotations
 
 import string
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +89,10 @@ class LateInteractionEncoder(nn.Module):
         tokenizer = encoder.tokenizer
         if self.settings.masks and tokenizer.mask_token_id is None:
             raise CheckpointError(f"{encoder.name}: its tokenizer has no mask token, with which queries are filled")
+        if self.settings.masks and encoder.max_tokens < 2 * _LEAST:
+            raise RequestError(
+                f"max_tokens {encoder.max_tokens}: queries are filled with mask tokens; {2 * _LEAST} or more"
+            )
         marks = [i for i in tokenizer.convert_tokens_to_ids(list(string.punctuation)) if i is not None]
         unknown = {tokenizer.unk_token_id}
         self._skipped = np.array(sorted(set(marks) - unknown) if self.settings.skip_punctuation else [], np.int64)
@@ -136,12 +141,14 @@ class LateInteractionEncoder(nn.Module):
             return tokens
         limit = self.encoder.max_tokens
         mask = self.encoder.tokenizer.mask_token_id
-        filled = []
+        filled, cut = [], 0
         for place in range(len(tokens)):
             ids = tokens.text(place).tolist()
             if len(ids) > limit - _LEAST:
-                ids = [*ids[: limit - _LEAST - 1], ids[-1]]
+                ids, cut = [*ids[: limit - _LEAST - 1], ids[-1]], cut + 1
             filled.append(ids + [mask] * (min(query_length(len(ids)), limit) - len(ids)))
+        if cut:
+            warnings.warn(f"{cut} queries are cut to {limit - _LEAST} tokens, so that mask tokens fit", stacklevel=2)
         types = None if tokens.types is None else [[0] * len(ids) for ids in filled]
         return Tokens.from_lists(filled, types, tokens.prompt)
 
