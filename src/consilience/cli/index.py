@@ -34,7 +34,10 @@ def index(
     out: Annotated[str, typer.Option("--out", "-o", help="Folder of the index, or postgresql://…?index=NAME.")],
     encoder: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=MODEL, a space of vectors (repeatable; default: all-MiniLM-L6-v2 where installed)."),
+        typer.Option(
+            help="NAME=MODEL, a space of vectors; late:MODEL for those of tokens, sparse:FOLDER for terms (repeatable; "
+            "default: all-MiniLM-L6-v2 where installed)."
+        ),
     ] = None,
     words_only: Annotated[bool, typer.Option("--words-only", help="No vectors.")] = False,
     language: Annotated[str, typer.Option(help="Of the stemmer; none: words as they are.")] = "english",

@@ -14,7 +14,7 @@ _USUAL = Settings()
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")],
+    folder: Annotated[str, typer.Argument(metavar="INDEX", help="Folder of the index, or postgresql://…?index=NAME.")],
     host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's own needs a token.")] = (
         _USUAL.host
     ),
