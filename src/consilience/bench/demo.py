@@ -22,6 +22,7 @@ __all__ = ["DemoResult", "run_demo"]
 
 _SMALL = {"queries": 100, "documents": 200}
 _FULL = {"queries": None, "documents": 1200}
+_SEARCHED = {"queries": 50, "documents": 100}
 _FRONT = {"queries": 20, "documents": 40}  # of each of two domains
 _POINTS = 5
 _ROUTED = "bundle + router"
@@ -103,8 +104,9 @@ def run_demo(
     evaluation.to_html(report, title="Consilience demo: six experts of one encoder", fronts=[front])
     best = max(candidates, key=lambda name: evaluation.value(name))
     say(f"indexing the documents of all domains with {best}, and searching")
+    some = suite if full else replace(suite, queries=_SEARCHED["queries"], documents=_SEARCHED["documents"])
     search = search_demo(
-        suite.evaluation_sets(), candidates[best], out / "index", max_tokens=suite.max_tokens, progress=progress
+        some.evaluation_sets(), candidates[best], out / "index", max_tokens=suite.max_tokens, progress=progress
     )
     return DemoResult(evaluation, search, report, merged, time.process_time() - started)
 
