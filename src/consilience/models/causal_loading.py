@@ -11,7 +11,7 @@ import numpy as np
 from consilience.checkpoints import Checkpoint, open_checkpoint
 from consilience.checkpoints.dtypes import dtype_from_name, torch_name
 from consilience.errors import CheckpointError, MissingExtraError, Problems, RequestError
-from consilience.models.loading import choose_device, open_tokenizer, read_config, without_initial_values
+from consilience.models.loading import BUILDING, choose_device, open_tokenizer, read_config, without_initial_values
 from consilience.models.weights import match_names
 
 if TYPE_CHECKING:
@@ -145,9 +145,10 @@ def _converted(kind: Any, config: Any, checkpoint: Checkpoint) -> tuple[Any, dic
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # the problems below say what its report would
     try:
-        module, found = kind.from_pretrained(
-            None, config=config, state_dict=values, output_loading_info=True, dtype=torch.float32
-        )
+        with BUILDING:
+            module, found = kind.from_pretrained(
+                None, config=config, state_dict=values, output_loading_info=True, dtype=torch.float32
+            )
     finally:
         logging.set_verbosity(level)
     problems = Problems()

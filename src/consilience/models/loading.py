@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from consilience.models.encoder import DenseEncoder
     from consilience.models.stack import EncoderStack
 
-__all__ = ["choose_device", "load_encoder", "open_tokenizer", "read_config", "without_initial_values"]
+__all__ = ["BUILDING", "choose_device", "load_encoder", "open_tokenizer", "read_config", "without_initial_values"]
 
-_BUILDING = threading.RLock()
+BUILDING = threading.RLock()
+"""Held while transformers builds a model: it replaces functions of torch meanwhile, for all threads."""
 
 
 def load_encoder(
@@ -144,7 +145,7 @@ def without_initial_values() -> Iterator[None]:
         from transformers.initialization import no_init_weights
     except ImportError:
         from transformers.modeling_utils import no_init_weights
-    with _BUILDING, no_init_weights():
+    with BUILDING, no_init_weights():
         yield
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from consilience.core.hashing import file_xxh3, fingerprint
 from consilience.core.progress import Progress
-from consilience.errors import CheckpointError, MissingExtraError, RequestError
+from consilience.errors import RequestError
 from consilience.models.batching import Tokens, length_sorted_batches, pad
+from consilience.models.heads import longest_input, open_with_head
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -87,30 +88,10 @@ def load_sparse(
     folder: str | Path, *, device: str | None = None, max_tokens: int | None = None, terms: int | None = 256
 ) -> SparseEncoder:
     """Open the folder of a masked language model as a sparse encoder. Raises CheckpointError, RequestError."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise MissingExtraError("transformers", "text") from None
-    place = Path(folder)
-    if not (place / "config.json").is_file():
-        raise CheckpointError(f"{place}: no config.json; a sparse encoder is the folder of a masked language model")
     if terms is not None and terms < 1:
         raise RequestError(f"terms {terms}: at least 1, or None for all")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
-        model, facts = transformers.AutoModelForMaskedLM.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{place}: cannot be opened as a masked language model ({error})") from error
-    if missing := sorted(facts["missing_keys"]):
-        raise CheckpointError(
-            f"{place}: {len(missing)} tensors of a masked language model are missing, such as {missing[0]}; "
-            "a text encoder without its prediction head is no sparse encoder"
-        )
-    longest = min(max_tokens or 10**9, int(getattr(model.config, "max_position_embeddings", 512)))
+    model, tokenizer = open_with_head(folder, "MaskedLM", wanted="sparse encoder", device=device)
+    place, longest = Path(folder), longest_input(model, max_tokens)
     files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model"))
     mark = fingerprint([{path.name: file_xxh3(path) for path in files}, longest, terms])
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return SparseEncoder(str(folder), model.eval().to(chosen), tokenizer, mark, max_tokens=longest, terms=terms)
+    return SparseEncoder(str(folder), model, tokenizer, mark, max_tokens=longest, terms=terms)

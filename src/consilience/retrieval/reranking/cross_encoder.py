@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from consilience.data.documents import Document
-from consilience.errors import CheckpointError, MissingExtraError
+from consilience.errors import CheckpointError
 from consilience.models.batching import length_sorted_batches
+from consilience.models.heads import longest_input, open_with_head
 from consilience.retrieval.reranking.protocol import Ranked, by_score
 
 __all__ = ["CrossEncoder"]
@@ -31,32 +32,11 @@ class CrossEncoder:
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None, max_tokens: int | None = None) -> None:
-        try:
-            import torch
-            import transformers
-        except ImportError:
-            raise MissingExtraError("transformers", "text") from None
-        place = Path(folder)
-        if not (place / "config.json").is_file():
-            raise CheckpointError(f"{place}: no config.json; a cross-encoder is the folder of a sequence classifier")
-        try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
-            model, facts = transformers.AutoModelForSequenceClassification.from_pretrained(
-                place, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{place}: cannot be opened as a sequence classifier ({error})") from error
-        if missing := sorted(facts["missing_keys"]):
-            raise CheckpointError(
-                f"{place}: {len(missing)} tensors of a sequence classifier are missing, such as {missing[0]}; "
-                "it is no cross-encoder"
-            )
+        model, self.tokenizer = open_with_head(folder, "SequenceClassification", wanted="cross-encoder", device=device)
         self.labels = int(model.config.num_labels)
         if self.labels not in (1, 2):
-            raise CheckpointError(f"{place}: {self.labels} labels; a cross-encoder has 1, or 2 (no, yes)")
-        self.model = model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        longest = int(getattr(model.config, "max_position_embeddings", 512))
-        self.max_tokens = min(max_tokens or longest, longest)
+            raise CheckpointError(f"{folder}: {self.labels} labels; a cross-encoder has 1, or 2 (no, yes)")
+        self.model, self.max_tokens = model, longest_input(model, max_tokens)
         self.calls = 0
 
     def rerank(self, query: str, documents: Sequence[Document]) -> Ranked:
