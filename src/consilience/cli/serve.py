@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from consilience.cli.output import note
-from consilience.serve.settings import Settings
+from consilience.serving.settings import Settings
 
 _USUAL = Settings()
 
@@ -46,9 +46,9 @@ def serve(
 
         raise MissingExtraError(str(error.name), "serve") from None
     from consilience.retrieval.index import Index
-    from consilience.serve.app import create_app
-    from consilience.serve.running import run
-    from consilience.serve.security import read_tokens
+    from consilience.serving.app import create_app
+    from consilience.serving.running import run
+    from consilience.serving.security import read_tokens
 
     settings = Settings(
         host=host,

@@ -24,17 +24,17 @@ from consilience.errors import CheckpointError, ConsilienceError, MissingExtraEr
 from consilience.retrieval.answer import Hit
 from consilience.retrieval.index import Index
 from consilience.retrieval.searcher import Searcher
-from consilience.serve.guard import Guard, error_body
-from consilience.serve.lanes import Lane, Late, within
-from consilience.serve.metrics import CONTENT_TYPE, Metrics
-from consilience.serve.models import Answers, Changed, ErrorOut, Health, Ids, IndexFacts, SearchRequest, Upsert
-from consilience.serve.searching import Busy, Result, Searches, Wanted, patient
-from consilience.serve.settings import Settings
+from consilience.serving.guard import Guard, error_body
+from consilience.serving.lanes import Lane, Late, within
+from consilience.serving.metrics import CONTENT_TYPE, Metrics
+from consilience.serving.models import Answers, Changed, ErrorOut, Health, Ids, IndexFacts, SearchRequest, Upsert
+from consilience.serving.searching import Busy, Result, Searches, Wanted, patient
+from consilience.serving.settings import Settings
 from consilience.stores.where import parse_where
 
 __all__ = ["create_app"]
 
-log = logging.getLogger("consilience.serve")
+log = logging.getLogger("consilience.serving")
 
 _WRITES = 16  # that may wait for the one that writes
 _LOOKUPS = 2  # threads

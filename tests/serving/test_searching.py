@@ -12,7 +12,7 @@ import pytest
 from consilience.errors import RequestError
 from consilience.retrieval.index import Index
 from consilience.retrieval.searcher import Searcher
-from consilience.serve.searching import Busy, Searches, Wanted
+from consilience.serving.searching import Busy, Searches, Wanted
 from consilience.stores.where import parse_where
 
 

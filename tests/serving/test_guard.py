@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilience.errors import RequestError
-from consilience.serve.app import create_app
-from consilience.serve.limits import BodyError, Buckets, read_body
-from consilience.serve.security import Tokens, local_name, read_tokens
-from consilience.serve.settings import Settings
-from tests.serve.served import Client, raw_exchange, served
+from consilience.serving.app import create_app
+from consilience.serving.limits import BodyError, Buckets, read_body
+from consilience.serving.security import Tokens, local_name, read_tokens
+from consilience.serving.settings import Settings
+from tests.serving.served import Client, raw_exchange, served
 
 TOKEN = "correct-horse-battery-staple"
 

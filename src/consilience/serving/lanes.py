@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from consilience.serve.searching import Busy, Result
+from consilience.serving.searching import Busy, Result
 
 __all__ = ["Lane", "Late", "within"]
 

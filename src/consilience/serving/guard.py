@@ -9,14 +9,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from consilience.serve.limits import BodyError, Buckets, Message, Receive, drain, read_body
-from consilience.serve.metrics import Metrics
-from consilience.serve.security import Tokens, is_loopback, local_name
-from consilience.serve.settings import Settings
+from consilience.serving.limits import BodyError, Buckets, Message, Receive, drain, read_body
+from consilience.serving.metrics import Metrics
+from consilience.serving.security import Tokens, is_loopback, local_name
+from consilience.serving.settings import Settings
 
 __all__ = ["Guard", "error_body"]
 
-log = logging.getLogger("consilience.serve")
+log = logging.getLogger("consilience.serving")
 
 Send = Callable[[Message], Awaitable[None]]
 Refusal = tuple[int, str, str, dict[str, str]]

@@ -15,7 +15,7 @@ import pytest
 
 from consilience.data.documents import Document
 from consilience.retrieval.index import Index
-from tests.serve.served import Client, process, raw_exchange
+from tests.serving.served import Client, process, raw_exchange
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,7 @@ def test_a_port_that_is_taken_and_addresses_without_token(place: Path) -> None:
     import subprocess
     import sys
 
-    from tests.serve.served import VERB
+    from tests.serving.served import VERB
 
     with process(place) as server:
         for options, said in (

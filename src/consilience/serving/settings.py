@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from consilience.errors import Problems, RequestError
-from consilience.serve.security import address_problems, token_problems
+from consilience.serving.security import address_problems, token_problems
 
 __all__ = ["Settings"]
 

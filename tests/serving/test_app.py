@@ -15,10 +15,10 @@ from consilience.data.documents import Document
 from consilience.errors import RequestError, StorageError
 from consilience.retrieval.index import Index
 from consilience.retrieval.searcher import Searcher
-from consilience.serve.app import create_app
-from consilience.serve.settings import Settings
-from tests.serve.conftest import DOCUMENTS
-from tests.serve.served import Client, served
+from consilience.serving.app import create_app
+from consilience.serving.settings import Settings
+from tests.serving.conftest import DOCUMENTS
+from tests.serving.served import Client, served
 
 
 def test_search_answers_as_the_searcher_does(client: Client, folder: Path) -> None:
@@ -198,13 +198,13 @@ def test_an_incident_says_nothing_and_the_log_everything(
             raise raised
 
         monkeypatch.setattr(Searcher, "search", fails)
-        with caplog.at_level(logging.INFO, "consilience.serve"):
+        with caplog.at_level(logging.INFO, "consilience.serving"):
             reply = client.search("a secret question")
         assert reply.status == 500 and reply.content["incident"] in reply.content["error"]
         assert "secret" not in reply.text and type(raised).__name__ not in reply.text
         record = next(one for one in caplog.records if reply.content["incident"] in one.getMessage())
         assert record.exc_info is not None and record.exc_info[1] is raised
-    lines = [one.getMessage() for one in caplog.records if one.name == "consilience.serve"]
+    lines = [one.getMessage() for one in caplog.records if one.name == "consilience.serving"]
     assert any(line.startswith("POST /search 500 ") and line.endswith(" ms") for line in lines)
     assert not any("question" in line for line in lines)
 

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consilience.retrieval.index import Index
-from consilience.serve.app import create_app
-from consilience.serve.settings import Settings
+from consilience.serving.app import create_app
+from consilience.serving.settings import Settings
 from consilience.stores.embedded import EmbeddedStores
-from tests.serve.conftest import DOCUMENTS
-from tests.serve.served import Client, served
+from tests.serving.conftest import DOCUMENTS
+from tests.serving.served import Client, served
 
 PIECES = [
     *(

@@ -10,11 +10,11 @@ import pytest
 
 from consilience.data.documents import Document
 from consilience.retrieval.index import Index
-from consilience.serve.app import create_app
-from consilience.serve.settings import Settings
-from tests.serve.conftest import DOCUMENTS
-from tests.serve.served import served
-from tests.serve.test_injection import state
+from consilience.serving.app import create_app
+from consilience.serving.settings import Settings
+from tests.serving.conftest import DOCUMENTS
+from tests.serving.served import served
+from tests.serving.test_injection import state
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ import pytest
 
 from consilience.data.documents import Document, Part
 from consilience.retrieval.index import Index
-from consilience.serve.app import create_app
-from consilience.serve.settings import Settings
-from tests.serve.served import Client, served
+from consilience.serving.app import create_app
+from consilience.serving.settings import Settings
+from tests.serving.served import Client, served
 
 DOCUMENTS = [
     Document("lists", "Sort a list in place.", title="Lists", fields={"year": 2024, "tags": ("python", "lists")}),
