@@ -35,10 +35,10 @@ demo: $(VENV)/.demo
 	$(BIN)/consilience demo --out build/demo $(DEMO_FLAGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest --disable-warnings -n 2 --dist loadfile tests
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest --disable-warnings -m slow tests
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

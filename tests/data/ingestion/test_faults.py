@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,13 +58,31 @@ def test_links_pipes_and_files_that_are_not_there(tmp_path: Path) -> None:
     assert adds_up(reading) and reading.expected() == 7
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_files_and_folders_without_permission(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "b").mkdir(mode=0)
-    (tmp_path / "a.txt").chmod(0)
-    _, reading = read(tmp_path)
+    (tmp_path / "fine.txt").write_text("text")
+    read(tmp_path)  # imports what reading needs, while everything may be read
+    with as_ordinary_user() as folder:
+        (folder / "a.txt").write_text("text")
+        (folder / "b").mkdir(mode=0)
+        (folder / "a.txt").chmod(0)
+        _, reading = read(folder)
     assert {one.item for one in reading.failures} == {"a.txt", "b"} and adds_up(reading)
+
+
+@contextmanager
+def as_ordinary_user() -> Iterator[Path]:
+    """A folder of a user whom permissions hold for; root is nobody meanwhile."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory(prefix="consilience-") as folder:
+        if os.geteuid() == 0:
+            os.chown(folder, nobody, nobody)
+            os.seteuid(nobody)
+            try:
+                yield Path(folder)
+            finally:
+                os.seteuid(0)
+        else:
+            yield Path(folder)
 
 
 def test_what_the_system_refuses_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
