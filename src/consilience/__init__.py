@@ -27,6 +27,10 @@ _PUBLIC = {
     "create_bundle": "consilience.bundles.creation",
     "search_pareto": "consilience.tuning.pareto",
     "tune_recipe": "consilience.tuning.tune",
+    "Document": "consilience.data.documents",
+    "Index": "consilience.retrieval.index",
+    "Searcher": "consilience.retrieval.searcher",
+    "pipeline": "consilience.retrieval.pipelines",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
