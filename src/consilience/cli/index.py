@@ -52,6 +52,9 @@ def index(
         str, typer.Option(help="Relations for the graph, of: links,tables,rules (rules are for English text).")
     ] = "",
     prune: Annotated[bool, typer.Option("--prune", help="Delete documents that the files no longer hold.")] = False,
+    approximate: Annotated[
+        str | None, typer.Option(help="Index of the vectors: hnsw, ivfflat, ivfpq, none (default: as it is).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -76,6 +79,7 @@ def index(
         near_duplicates=near_duplicates,
         edges=[name.strip() for name in edges.split(",") if name.strip()],
         prune=prune,
+        approximate=approximate,
         device=device,
         progress=False if as_json else None,
     )
@@ -87,7 +91,9 @@ def index(
     rows = [(what, count) for what, count in vars(report).items()]
     if done.edges:
         rows.append(("edges", done.edges))
-    show_table(shown_place(out), ("pieces", str(done.pieces)), rows, right=(1,))
+    shown = [(what, str(count)) for what, count in rows]
+    shown += [(f"recall of {approximate} in {space}", f"{recall:.3f}") for space, recall in done.recall.items()]
+    show_table(shown_place(out), ("pieces", str(done.pieces)), shown, right=(1,))
     for one in done.reading.failures[:_SHOWN]:
         note(f"failed: {one.item}: {one.error}")
     for text in [*done.notices, *(f"{one.item}: {one.text}" for one in done.reading.notices)][:_SHOWN]:

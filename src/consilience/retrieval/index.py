@@ -215,6 +215,18 @@ class Index:
         """Delete documents everywhere, in one commit. Raises RequestError naming ids that are not there."""
         return Report(deleted=self.stores.delete(ids).deleted)
 
+    def approximate(self, kind: str = "hnsw", *, k: int = 10, sample: int = 100) -> dict[str, float]:
+        """Give every dense space an approximate index, and return their recall at `k` against exact search.
+
+        kind: "hnsw", "ivfflat", "none" (exact again), and in a folder "ivfpq". Searches without a filter use it;
+        documents that come later are compared exactly until it is made again. `sample` vectors of a space are the
+        queries of its recall. Raises RequestError for other kinds and for too few documents.
+        """
+        dense = [name for name, one in self.stores.spaces.items() if one.kind == "dense"]
+        if not dense:
+            raise RequestError("this index has no space with one vector for each document")
+        return {name: self.stores.approximate(name, kind, k=k, sample=sample) for name in dense}
+
     def search(self, query: str, k: int = 10, *, where: Where | None = None, **options: Any) -> list[Hit]:
         """Return the best documents for one query by the default Searcher; options as of `Searcher`."""
         from consilience.retrieval.searcher import Searcher

@@ -15,8 +15,9 @@ from consilience.data.ingestion.chunking import Chunking, chunk
 from consilience.data.ingestion.edges import Relation, check_extractors, relations
 from consilience.data.ingestion.readers.protocol import Failed
 from consilience.data.ingestion.reading import Reading
-from consilience.errors import WorkError
+from consilience.errors import RequestError, WorkError, did_you_mean
 from consilience.retrieval.index import Index, Report
+from consilience.stores.approximate import APPROXIMATE_KINDS
 from consilience.stores.open import has_stores
 from consilience.stores.table import Edge
 
@@ -33,7 +34,7 @@ class Indexed:
     """What became of the files: what the index did, and what reading counted and complained of.
 
     pieces: of all documents that were read; each was added, replaced or unchanged. edges: those that were written, with
-    the pieces that were.
+    the pieces that were. recall: of the approximate indexes that were asked for, by space.
     """
 
     report: Report
@@ -41,6 +42,7 @@ class Indexed:
     pieces: int = 0
     edges: int = 0
     notices: tuple[str, ...] = ()
+    recall: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return everything as plain data."""
@@ -50,6 +52,7 @@ class Indexed:
             "edges": self.edges,
             "index": vars(self.report),
             "failures": [{"item": one.item, "error": one.error} for one in self.reading.failures],
+            **({"recall": dict(self.recall)} if self.recall else {}),
             "notices": [*self.notices, *(f"{one.item}: {one.text}" for one in self.reading.notices)],
         }
 
@@ -67,6 +70,7 @@ def index_files(
     near_duplicates: float | None = None,
     edges: Sequence[str] = (),
     prune: bool = False,
+    approximate: str | None = None,
     batch: int = _BATCH,
     device: str | None = None,
     progress: bool | None = None,
@@ -88,7 +92,8 @@ def index_files(
     an earlier one, by their runs of five words. edges: what to extract relations from: "links", "tables", "rules" (see
     `consilience.data.ingestion.edges`). All of these, and language, chunks, words, max_tokens, are settled when the
     index is made, and kept: a later call takes the index's. prune: delete documents that the files no longer hold, but
-    those of files that cannot be read. batch: pieces of a commit. A call that is interrupted has kept all commits
+    those of files that cannot be read. approximate: the kind of index that dense spaces get at the end (see
+    `Index.approximate`). batch: pieces of a commit. A call that is interrupted has kept all commits
     before; the same call goes on. Files are read as they come: memory holds a batch, the largest file that is not of
     rows, and some hundred bytes for every piece.
 
@@ -96,6 +101,10 @@ def index_files(
     files hold no document, and what `Index` raises.
     """
     check_extractors(edges)
+    if approximate is not None and approximate not in APPROXIMATE_KINDS:
+        raise RequestError(
+            f"approximate index {approximate!r} is unknown{did_you_mean(approximate, APPROXIMATE_KINDS)}"
+        )
     reading = Reading(path, near_duplicates=near_duplicates)
     notices: list[str] = []
     if has_stores(out):
@@ -138,6 +147,8 @@ def index_files(
             raise WorkError(f"{path}: {_nothing(reading)}; the index holds what it held before")
         if prune:
             _prune(index, work)
+        if approximate is not None:
+            indexed.recall = index.approximate(approximate)
     return indexed
 
 

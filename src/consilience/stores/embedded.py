@@ -2,6 +2,7 @@
 
     consilience.json    format, spaces, language          text/    full text (tantivy)
     documents.sqlite    documents, edges, segments        vectors/SPACE/    segments
+                                                          approximate/      indexes of faiss, where asked for
 
 A commit writes segments and full text first and SQLite last. What a killed writer left is not in SQLite: its numbers
 are in no snapshot and its files in no list, and the next writer deletes the files.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,32 +21,30 @@ from numpy.typing import NDArray
 
 from consilience.core.atomic import storage_error
 from consilience.core.jobs import MANIFEST
-from consilience.core.records import read_record, write_record
-from consilience.data.documents import Document, check_documents
-from consilience.errors import DataError, OutputError, Problems, RequestError, VerificationError, did_you_mean
-from consilience.stores.graph import nearby
+from consilience.core.records import write_record
+from consilience.data.documents import check_documents
+from consilience.errors import DataError, OutputError, Problems, RequestError, VerificationError
+from consilience.stores.approximate import ApproximateKind, kept
+from consilience.stores.embedded_reading import FORMAT, VERSION, EmbeddedReader, text_files
 from consilience.stores.kinds import KINDS, find_kind, join, take
 from consilience.stores.lock import WriterLock
 from consilience.stores.protocol import Batch, Changes, VectorSpace, check_batch
-from consilience.stores.segments import Arrays, folder_bytes, open_segment, remove_segment, write_segment
+from consilience.stores.segments import Arrays, remove_segment, write_segment
 from consilience.stores.table import Snapshot, Table
 from consilience.stores.text import TextStore, damaged_files
-from consilience.stores.vectors import Found, rows_of
-from consilience.stores.where import Where, parse_where
+from consilience.stores.vectors import check_dense
 
 __all__ = ["EmbeddedStores"]
 
-_FORMAT, _VERSION = "index", 1
 _SMALL, _MANY = 65_536, 8  # this many segments with fewer rows are made one
 _BEGUN = ("documents.sqlite", "documents.sqlite-wal", "documents.sqlite-shm", "text")  # before there is a manifest
-_REMEMBERED = 64  # filters of a generation
-_TRIES = 5  # to read a state while a writer deletes what it replaced
 
 
-class EmbeddedStores:
+class EmbeddedStores(EmbeddedReader):
     """Documents, full text, vectors and edges in a folder; see `consilience.stores.protocol.Stores`.
 
     >>> import tempfile
+    >>> from consilience.data.documents import Document
     >>> folder = Path(tempfile.mkdtemp()) / "index"
     >>> stores = EmbeddedStores.create(folder, [VectorSpace("plane", 2)], language="english")
     >>> batch = Batch([Document("a", "sort a list"), Document("b", "open a file")], {"plane": np.eye(2)})
@@ -62,26 +60,17 @@ class EmbeddedStores:
     kinds = frozenset(KINDS)
 
     def __init__(self, folder: str | Path, *, write: bool = False, verify: bool = True) -> None:
-        self.folder, self._verify = Path(folder), verify
+        super().__init__(Path(folder), verify=verify)
         self._lock = WriterLock(self.folder)
-        if not (self.folder / MANIFEST).is_file():
-            raise RequestError(f"{self.folder}: no index here (no {MANIFEST}); make one with `consilience index`")
-        manifest = read_record(self.folder / MANIFEST, _FORMAT, _VERSION)
-        self.spaces: Mapping[str, VectorSpace] = {one["name"]: VectorSpace(**one) for one in manifest["spaces"]}
-        self.language: str | None = manifest["language"]
-        self.facts: Mapping[str, Any] = manifest.get("facts", {})
         if write:
             self._lock.take()
         try:
             self.table = Table(self.folder / "documents.sqlite", write=write)
-            self._segments: dict[str, Arrays] = {}
-            self._opening, self._filtering = threading.Lock(), threading.Lock()
-            self._masks: dict[tuple[int, str], NDArray[np.bool_]] = {}
-            self._texts: dict[str, TextStore] = {}
             snapshot, _ = self._snapshot()
             if write:
                 self._sweep(snapshot)
-            if verify and (wrong := damaged_files(self.folder / snapshot.meta.get("text", "text"), _files(snapshot))):
+            place = self.folder / snapshot.meta.get("text", "text")
+            if verify and (wrong := damaged_files(place, text_files(snapshot))):
                 raise VerificationError("; ".join(wrong))
         except BaseException:
             self._lock.release()
@@ -116,7 +105,7 @@ class EmbeddedStores:
             TextStore.create(place / "text", language=language)
             described = [vars(space) for space in spaces]
             content = {"spaces": described, "language": language, "facts": dict(facts or {})}
-            write_record(place / MANIFEST, _FORMAT, _VERSION, content)
+            write_record(place / MANIFEST, FORMAT, VERSION, content)
         except OSError as error:
             raise storage_error(place, error) from error
         except RequestError:
@@ -136,121 +125,37 @@ class EmbeddedStores:
         self._segments.clear()
         self._lock.release()
 
-    def _snapshot(self) -> tuple[Snapshot, dict[str, Arrays]]:
-        """Return the committed state with its segments, mapped."""
-        with self._opening:
-            for _ in range(_TRIES):
-                snapshot = self.table.snapshot()
-                try:
-                    self._segments = {
-                        name: self._segments.get(name)
-                        or open_segment(self.folder / "vectors" / space, name, files, verify=self._verify)
-                        for name, space, _, files in snapshot.segments
-                    }
-                except FileNotFoundError as error:
-                    lost = error.filename  # a writer may have replaced it meanwhile
-                else:
-                    return snapshot, self._segments
-        raise VerificationError(f"{lost}: the file is gone; restore it from a copy, or index again")
-
-    def _text(self, snapshot: Snapshot) -> TextStore:
-        name = snapshot.meta.get("text", "text")
-        with self._opening:
-            if name not in self._texts:
-                if not (self.folder / name / "meta.json").is_file():
-                    place = self.folder / name
-                    raise VerificationError(f"{place}: the full text is gone; compact the index to make it anew")
-                self._texts = {name: TextStore(self.folder / name, self.language)}
-            return self._texts[name]
-
-    def _with_text(self) -> tuple[Snapshot, TextStore]:
-        """Return the committed state with its full text, also where a writer is just making it anew."""
-        while True:
-            snapshot, _ = self._snapshot()
-            try:
-                return snapshot, self._text(snapshot)
-            except VerificationError:
-                if self._snapshot()[0].generation == snapshot.generation:
-                    raise
-
     def _sweep(self, snapshot: Snapshot) -> None:
         """Delete the files of segments that no commit lists."""
         wanted = {name for name, *_ in snapshot.segments}
         for path in (self.folder / "vectors").glob("*/*.npy"):
             if path.name.split(".")[0] not in wanted:
                 path.unlink(missing_ok=True)
+        self._approximates.sweep(snapshot.meta)
         for path in self.folder.glob("text*"):
             if path.name != snapshot.meta.get("text", "text"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _live(self, snapshot: Snapshot, where: Where | None) -> NDArray[np.bool_]:
-        if where is None:
-            return snapshot.live
-        found = parse_where(where)
-        key = (snapshot.generation, repr(found))
-        with self._filtering:
-            if key not in self._masks:
-                if len(self._masks) >= _REMEMBERED or any(made != snapshot.generation for made, _ in self._masks):
-                    self._masks = {}
-                self._masks[key] = self.table.passing(found, snapshot)
-            return self._masks[key]
+    def approximate(self, space: str, kind: ApproximateKind = "hnsw", *, k: int = 10, sample: int = 100) -> float:
+        """Give a dense space an approximate index (or take it away: "none"); return its recall at `k` against exact.
 
-    def _space(self, name: str) -> VectorSpace:
-        if name not in self.spaces:
-            raise RequestError(f"space {name!r} is not in this index{did_you_mean(name, self.spaces)}")
-        return self.spaces[name]
-
-    def search_text(self, queries: Sequence[str], k: int, *, where: Where | None = None) -> list[Found]:
-        """Return the documents that have words of the query, best first, by BM25."""
-        snapshot, text = self._with_text()
-        return text.search(queries, _positive(k), self._live(snapshot, where), version=snapshot.generation)
-
-    def search_vectors(self, space: str, queries: Any, k: int, *, where: Where | None = None) -> list[Found]:
-        """Return the documents with the largest similarity, exactly; queries as the kind of the space has them."""
-        asked = self._space(space)
-        kind = find_kind(asked)
-        vectors = kind.check(queries, asked, what="queries")
+        kind: "hnsw" a graph, "ivfflat" lists, "ivfpq" lists of quantised vectors, the best of which are compared
+        exactly. The recall is of `sample` of the space's own vectors as queries, and kept (see `stats`). Searches
+        without a filter use it from now on; documents that come later are compared exactly until it is made again.
+        """
+        self._writable()
+        check_dense(space, self._space(space).kind)
         snapshot, opened = self._snapshot()
-        segments = [opened[name] for name, own, *_ in snapshot.segments if own == space]
-        return kind.search(segments, vectors, _positive(k), self._live(snapshot, where), asked)
-
-    def vectors(self, space: str, numbers: Sequence[int]) -> NDArray[np.float32]:
-        """Return the vectors of documents of a dense space, (numbers, dimension); 0 for those that are gone."""
-        asked = self._space(space)
-        snapshot, opened = self._snapshot()
-        segments = [opened[name] for name, own, *_ in snapshot.segments if own == space]
-        return rows_of(segments, space, asked.kind, asked.dimension, numbers)
-
-    def search_edges(
-        self, entities: Sequence[Sequence[str]], k: int, *, hops: int = 1, where: Where | None = None
-    ) -> list[Found]:
-        """Return the documents that speak of entities or of what is linked to them, nearest and heaviest first."""
-        snapshot, _ = self._snapshot()
-        live = self._live(snapshot, where)
-        return [nearby(self.table, snapshot, start, _positive(k), hops, live) for start in entities]
-
-    def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
-        """Return documents by number."""
-        return self.table.documents(numbers)
-
-    def known(self, ids: Iterable[str]) -> dict[str, str]:
-        """Return the digests of those ids that are there."""
-        return {name: digest for name, (_, digest) in self.table.by_id(ids).items()}
-
-    def numbers(self, ids: Iterable[str]) -> dict[str, int]:
-        """Return the numbers of those ids that are there."""
-        return {name: number for name, (number, _) in self.table.by_id(ids).items()}
-
-    def has_edges(self) -> bool:
-        """Return whether documents speak of any relation."""
-        return bool(self.table.rows("SELECT 1 FROM edges LIMIT 1"))
-
-    def __len__(self) -> int:
-        return self.table.snapshot().count
-
-    def all_ids(self) -> list[str]:
-        """Return the ids of all documents that are there, in the order in which they came."""
-        return [row[0] for row in self.table.rows("SELECT id FROM documents WHERE removed IS NULL ORDER BY number")]
+        facts = None
+        if kind != "none":
+            names = [name for name, own, *_ in snapshot.segments if own == space]
+            rows, segments = self._rows(snapshot, space, names), [opened[name] for name in names]
+            generation = snapshot.generation + 1
+            facts = self._approximates.make(space, kind, rows, segments, generation=generation, k=k, sample=sample)
+        with self.table.transaction() as commit:
+            commit.set(**kept(space, facts))
+        self._approximates.sweep(self.table.snapshot().meta)
+        return 1.0 if facts is None else float(facts["recall"])
 
     def write(self, batch: Batch, *, replace: bool) -> Changes:
         """Add documents in one commit; when this returns they are durable.
@@ -285,7 +190,7 @@ class EmbeddedStores:
                 (space, rows, write_segment(self._folder(space), f"{name}-{space}", arrays))
                 for space, rows, arrays in written
             ]
-            files = self._text(snapshot).add(texts) if texts else _files(snapshot)
+            files = self._text(snapshot).add(texts) if texts else text_files(snapshot)
             with self.table.transaction() as commit:
                 commit.remove(number for number, _ in there.values())
                 commit.insert((first + place, document) for place, document in enumerate(batch.documents))
@@ -366,28 +271,3 @@ class EmbeddedStores:
     def _writable(self) -> None:
         if not self._lock.held:
             raise OutputError(f"{self.folder}: this index is open for reading; open it with write=True")
-
-    def stats(self) -> dict[str, Any]:
-        """Return numbers of documents, of edges, of rows that compacting would drop, bytes on disk, the generation."""
-        snapshot, _ = self._snapshot()
-        gone = self.table.rows("SELECT count(*) FROM documents WHERE removed IS NOT NULL")[0][0]
-        edges = self.table.rows("SELECT count(*) FROM edges")[0][0]
-        return {
-            "documents": snapshot.count,
-            "gone": gone,
-            "edges": edges,
-            "generation": snapshot.generation,
-            "segments": {space: sum(own == space for _, own, *_ in snapshot.segments) for space in self.spaces},
-            "bytes": folder_bytes(self.folder),
-        }
-
-
-def _positive(k: int) -> int:
-    if k < 1:
-        raise RequestError(f"k is {k}; ask for at least 1")
-    return k
-
-
-def _files(snapshot: Snapshot) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(snapshot.meta.get("text_files", "{}"))
-    return found

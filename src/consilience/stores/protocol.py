@@ -117,6 +117,10 @@ class Stores(Protocol):
         """Return the vectors of documents of a dense space, (numbers, dimension); 0 for those that are gone."""
         ...
 
+    def approximate(self, space: str, kind: Any = "hnsw", *, k: int = 10, sample: int = 100) -> float:
+        """Give a dense space an approximate index of a kind, or none; return its recall at `k` against exact search."""
+        ...
+
     def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
         """Return documents by number."""
         ...
