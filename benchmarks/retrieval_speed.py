@@ -1,10 +1,11 @@
-"""Speed and size of an index against faiss and bm25s glued by hand, in one run, interleaved.
+"""Speed and size of an index against faiss and bm25s glued by hand, and against LanceDB, in one run, interleaved.
 
 `python benchmarks/retrieval_speed.py` makes documents of words that follow Zipf's law with unit vectors around topics,
 indexes them, and measures: exact vector search against faiss's flat index, the hybrid search of a query (words and
-vectors, fused) against bm25s + faiss + min-max by hand, with a filter that a tenth of the documents pass, and what
-indexing costs. Query vectors are given: encoding is the same on both sides. Medians of interleaved runs; the figures go
-to retrieval_speed.json. `--smoke` takes a few hundred documents.
+vectors, fused) against bm25s + faiss + min-max by hand and a table of LanceDB, with a filter that a tenth of the
+documents pass, approximate indexes with their recall, and what indexing costs. From 500,000 documents on they have no
+texts. Query vectors are given: encoding is the same on all sides. Medians of interleaved runs; the figures go to
+retrieval_speed.json. `--smoke` takes a few hundred documents.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _search_peers import ByHand, Lance, agreement
 
 ROOT = Path(__file__).parents[1]
 DIMENSION, WORDS, LENGTH, TOPICS = 384, 30_000, 40, 200
+WITHOUT_TEXTS = 500_000
 
 
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
-    parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true")
@@ -46,16 +49,19 @@ def main() -> None:
 
 
 def made(count: int, queries: int) -> tuple[list[str], Any, list[str], Any]:
-    """Return texts and vectors of documents and of queries."""
+    """Return texts (none for many documents) and vectors of documents and of queries."""
     random = np.random.default_rng(count)
+    centres = random.normal(size=(TOPICS, DIMENSION)).astype(np.float32)
+    vectors = 0.7 * random.standard_normal((count, DIMENSION), np.float32)
+    vectors += centres[random.integers(0, TOPICS, count)]
+    asked = random.integers(0, count, queries)
+    near = vectors[asked] + 0.5 * random.standard_normal((queries, DIMENSION), np.float32)
+    if count >= WITHOUT_TEXTS:
+        return [], unit(vectors), [f"query {number}" for number in range(queries)], unit(near)
     weights = 1 / np.arange(1, WORDS + 1)
     drawn = random.choice(WORDS, (count, LENGTH), p=weights / weights.sum())
     texts = [" ".join(f"word{number}" for number in row) for row in drawn]
-    centres = random.normal(size=(TOPICS, DIMENSION))
-    vectors = centres[random.integers(0, TOPICS, count)] + 0.7 * random.normal(size=(count, DIMENSION))
-    asked = random.integers(0, count, queries)
     questions = [" ".join(f"word{number}" for number in random.permutation(drawn[row])[:6]) for row in asked]
-    near = vectors[asked] + 0.5 * random.normal(size=(queries, DIMENSION))
     return texts, unit(vectors), questions, unit(near)
 
 
@@ -78,7 +84,6 @@ class Given:
 
 def measure(count: int, queries: int, threads: int, folder: Path) -> dict[str, Any]:
     """Index, search in every way, and return the figures."""
-    import bm25s
     import faiss
 
     from consilience.core.memory import peak_memory
@@ -93,11 +98,11 @@ def measure(count: int, queries: int, threads: int, folder: Path) -> dict[str, A
     shutil.rmtree(folder, ignore_errors=True)
     started = time.process_time()
     with peak_memory() as peak:
-        stores = EmbeddedStores.create(folder, [VectorSpace("given", DIMENSION)], language=None)
-        for start in range(0, count, 2048):
-            some = range(start, min(start + 2048, count))
-            documents = [Document(f"d{row}", texts[row], fields={"part": row % 10}) for row in some]
-            stores.write(Batch(documents, {"given": vectors[start : start + 2048]}), replace=False)
+        stores = EmbeddedStores.create(folder / "index", [VectorSpace("given", DIMENSION)], language=None)
+        for start in range(0, count, 8192):
+            some = range(start, min(start + 8192, count))
+            documents = [Document(f"d{n}", texts[n] if texts else "", fields={"part": n % 10}) for n in some]
+            stores.write(Batch(documents, {"given": vectors[start : start + 8192]}), replace=False)
         stores.compact()
     row: dict[str, Any] = {
         "documents": count,
@@ -105,37 +110,66 @@ def measure(count: int, queries: int, threads: int, folder: Path) -> dict[str, A
         "bytes per document": stores.stats()["bytes"] / count,
         "private MB while indexing": (peak.private or 0) / 1e6,
     }
-    flat = faiss.IndexFlatIP(DIMENSION)
-    flat.add(vectors)
-    words = bm25s.BM25()
-    started = time.process_time()
-    words.index(bm25s.tokenize(texts, stopwords=None, show_progress=False), show_progress=False)
-    row["bm25s indexed per CPU second"] = count / (time.process_time() - started)
+    hand = ByHand(texts, vectors)
+    lance = Lance(folder / "lance", texts, vectors, threads)
+    row["bm25s indexed per CPU second"] = count / hand.seconds if texts else None
+    row["lancedb indexed per CPU second"] = count / lance.seconds
+    row["lancedb bytes per document"] = lance.bytes / count
     index = Index(stores, spaces={"given": Given(dict(zip(questions, near, strict=True)))}, encoders={"given": ""})
     searcher = Searcher(index)
-
-    def by_hand(place: int) -> list[int]:
-        tokens = bm25s.tokenize([questions[place]], stopwords=None, show_progress=False)
-        found, scores = words.retrieve(tokens, k=min(100, count), show_progress=False)
-        values, places = flat.search(near[place : place + 1], min(100, count))
-        fused: dict[int, float] = {}
-        for numbers, own in ((found[0], scores[0]), (places[0], values[0])):
-            low, span = float(own.min()), float(own.max() - own.min()) or 1.0
-            for number, score in zip(numbers.tolist(), own.tolist(), strict=True):
-                fused[number] = fused.get(number, 0.0) + 0.5 * (score - low) / span
-        return sorted(fused, key=lambda number: -fused[number])[:10]
-
     ways: dict[str, Callable[[int], Any]] = {
-        "faiss flat": lambda place: flat.search(near[place : place + 1], 10),
-        "exact vectors": lambda place: stores.search_vectors("given", near[place : place + 1], 10),
-        "bm25s": lambda place: words.retrieve(
-            bm25s.tokenize([questions[place]], stopwords=None, show_progress=False), k=10, show_progress=False
-        ),
-        "words": lambda place: stores.search_text([questions[place]], 10),
-        "by hand": by_hand,
-        "hybrid": lambda place: searcher.search([questions[place]], 10),
-        "hybrid, a tenth": lambda place: searcher.search([questions[place]], 10, where="part = 3"),
+        "faiss flat": lambda n: hand.by_vectors(near[n : n + 1]),
+        "exact vectors": lambda n: stores.search_vectors("given", near[n : n + 1], 10),
+        "lancedb vectors": lambda n: lance.by_vectors(near[n]),
     }
+    if texts:
+        ways |= {
+            "bm25s": lambda n: hand.by_words(questions[n]),
+            "words": lambda n: stores.search_text([questions[n]], 10),
+            "by hand": lambda n: hand.hybrid(questions[n], near[n : n + 1]),
+            "lancedb hybrid": lambda n: lance.hybrid(questions[n], near[n]),
+            "hybrid": lambda n: searcher.search([questions[n]], 10),
+            "lancedb, a tenth": lambda n: lance.hybrid(questions[n], near[n], "part = 3"),
+            "hybrid, a tenth": lambda n: searcher.search([questions[n]], 10, where="part = 3"),
+        }
+    row["milliseconds"] = interleaved(ways, queries)
+    row |= ratios({way: own["cpu"] for way, own in row["milliseconds"].items()})
+    some = range(min(queries, 50))
+    exact = [hand.by_vectors(near[n : n + 1])[0][0].tolist() for n in some]
+    row["recall, exact vectors"] = agreement(exact, [found(stores, near[n : n + 1]) for n in some]) / 10
+    row["recall, lancedb vectors"] = (
+        agreement(exact, [[int(i[1:]) for i in lance.by_vectors(near[n])] for n in some]) / 10
+    )
+    if texts:
+        equal = Searcher(index, weights={"text": 1.0, "given": 1.0})  # as by hand
+        ours = [[int(hit.id[1:]) for hit in equal.search([questions[n]], 10)[0]] for n in some]
+        row["of 10 hits the same"] = agreement([hand.hybrid(questions[n], near[n : n + 1]) for n in some], ours)
+    batch = timed(lambda: stores.search_vectors("given", near, 10)) / timed(lambda: hand.by_vectors(near))
+    row["exact vectors, a batch, times faiss"] = batch
+    for kind in ("ivfflat", "hnsw"):
+        if kind == "hnsw" and count > 100_000:  # a graph of a million takes an hour of CPU
+            continue
+        started = time.process_time()
+        if count >= 1_000:
+            stores.approximate("given", kind)
+            row[f"{kind} built per CPU second"] = count / (time.process_time() - started)
+            way = {f"{kind}": lambda n: stores.search_vectors("given", near[n : n + 1], 10)}
+            row["milliseconds"] |= interleaved(way, queries)
+            row[f"recall, {kind}"] = agreement(exact, [found(stores, near[n : n + 1]) for n in some]) / 10
+    stores.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    show(row, threads)
+    return row
+
+
+def found(stores: Any, query: Any) -> list[int]:
+    """Return the rows of the nearest documents."""
+    numbers = stores.search_vectors("given", query, 10)[0].numbers.tolist()
+    return [int(stores.documents([number])[number].id[1:]) for number in numbers]
+
+
+def interleaved(ways: dict[str, Callable[[int], Any]], queries: int) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of every way, query after query in turn: median, 95th percentile, CPU."""
     spent: dict[str, list[float]] = {way: [] for way in ways}
     worked: dict[str, list[float]] = {way: [] for way in ways}
     for place in range(queries):
@@ -146,7 +180,7 @@ def measure(count: int, queries: int, threads: int, folder: Path) -> dict[str, A
             search(place)
             spent[way].append(1000 * (time.perf_counter() - before))
             worked[way].append(1000 * (time.process_time() - used))
-    row["milliseconds"] = {
+    return {
         way: {
             "p50": float(np.percentile(own, 50)),
             "p95": float(np.percentile(own, 95)),
@@ -154,26 +188,29 @@ def measure(count: int, queries: int, threads: int, folder: Path) -> dict[str, A
         }
         for way, own in spent.items()
     }
-    cpu = {way: own["cpu"] for way, own in row["milliseconds"].items()}
-    row["hybrid, CPU times by hand"] = cpu["hybrid"] / cpu["by hand"]
-    row["exact vectors, CPU times faiss"] = cpu["exact vectors"] / cpu["faiss flat"]
-    agreed = [
-        len(set(by_hand(place)) & {int(hit.id[1:]) for hit in searcher.search([questions[place]], 10)[0]})
-        for place in range(min(queries, 50))
-    ]
-    row["of 10 hits the same"] = float(np.mean(agreed))
-    batch = timed(lambda: stores.search_vectors("given", near, 10)) / timed(lambda: flat.search(near, 10))
-    row["exact vectors, a batch, times faiss"] = batch
-    stores.close()
-    shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{count} documents, {threads} threads")
+
+
+def ratios(cpu: dict[str, float]) -> dict[str, float]:
+    """Return how many times the CPU of its peer each way takes."""
+    pairs = {
+        "exact vectors, CPU times faiss": ("exact vectors", "faiss flat"),
+        "exact vectors, CPU times lancedb": ("exact vectors", "lancedb vectors"),
+        "hybrid, CPU times by hand": ("hybrid", "by hand"),
+        "hybrid, CPU times lancedb": ("hybrid", "lancedb hybrid"),
+        "hybrid a tenth, CPU times lancedb": ("hybrid, a tenth", "lancedb, a tenth"),
+    }
+    return {name: cpu[ours] / cpu[theirs] for name, (ours, theirs) in pairs.items() if ours in cpu}
+
+
+def show(row: dict[str, Any], threads: int) -> None:
+    """Print the figures."""
+    print(f"\n{row['documents']} documents, {threads} threads")
     for name, value in row.items():
         if name == "milliseconds":
             for way, own in value.items():
                 print(f"  {way:<18} p50 {own['p50']:8.2f} ms  p95 {own['p95']:8.2f} ms  CPU {own['cpu']:8.2f} ms")
-        elif name != "documents":
-            print(f"  {name}: {value:.4g}")
-    return row
+        elif name != "documents" and value is not None:
+            print(f"  {name}: {value:.4g}", flush=True)
 
 
 def timed(work: Callable[[], Any]) -> float:

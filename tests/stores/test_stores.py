@@ -237,3 +237,17 @@ def test_vectors_are_given_back(make: Make) -> None:
     assert stores.vectors("s", []).shape == (0, 4)
     with pytest.raises(RequestError):
         stores.vectors("t", [1])
+
+
+def test_a_batch_finds_what_single_queries_find(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    vectors = random.normal(size=(300, 16)).astype(np.float32)
+    queries = random.normal(size=(600, 16)).astype(np.float32)
+    with EmbeddedStores.create(tmp_path / "index", [VectorSpace("s", 16)]) as stores:
+        stores.write(Batch([Document(f"d{row}", "") for row in range(300)], {"s": vectors}), replace=False)
+        batch = stores.search_vectors("s", queries, 7)
+        alone = [stores.search_vectors("s", query[None], 7)[0] for query in queries]
+    for one, other in zip(batch, alone, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    same = sum(one.numbers.tolist() == other.numbers.tolist() for one, other in zip(batch, alone, strict=True))
+    assert same >= 590, "scores that differ in the last bit may change places"
