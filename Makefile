@@ -55,6 +55,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/spectral_speed.py
 	$(BIN)/python benchmarks/bundle_speed.py
 	$(BIN)/python benchmarks/retrieval_speed.py
+	$(BIN)/python benchmarks/encode_speed.py
 	$(BIN)/python benchmarks/batch_search.py
 	$(BIN)/python benchmarks/retrieval_quality.py
 	$(BIN)/python benchmarks/all_methods.py
