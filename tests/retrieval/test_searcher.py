@@ -140,3 +140,17 @@ def test_wrong_settings_are_refused_before_searching(index: Index) -> None:
         Searcher(index, fusion="rff")
     with pytest.raises(RecipeError, match="option 'floors' is unknown"):
         Searcher(index, floors=1)
+
+
+def test_a_filter_for_every_query(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = Searcher(index, stores=["text"])
+    queries = ["quokka", "Dark City", "quokkas in the city", "city"]
+    filters = ["id = 'ann'", None, {"id": "ann"}, "id != 'ann'"]
+    alone = [searcher.search([query], where=one)[0] for query, one in zip(queries, filters, strict=True)]
+    asked: list[int] = []
+    real = index.stores.search_text
+    monkeypatch.setattr(index.stores, "search_text", lambda q, *a, **o: asked.append(len(q)) or real(q, *a, **o))
+    assert searcher.search(queries, where=filters) == alone
+    assert asked == [2, 1, 1], "queries with the same filter are one batch, however it is written"
+    with pytest.raises(RequestError, match="1 filters for 4 queries"):
+        searcher.search(queries, where=[None])

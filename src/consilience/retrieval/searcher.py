@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from consilience.retrieval.linking import entities_of
 from consilience.retrieval.selection import selection_names
 from consilience.retrieval.weighting import GRAPH, TEXT, default_weights
 from consilience.stores.vectors import Found
+from consilience.stores.where import Where, parse_where
 
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
     from consilience.retrieval.reranking import Reranker
-    from consilience.stores.where import Where
 
 __all__ = ["Answer", "Hit", "Searcher"]
 
@@ -107,26 +107,48 @@ class Searcher:
         self._adapts = fusion == "weighted" and weights is None
         self._pool = ThreadPoolExecutor(len(self.stores), "search") if len(self.stores) > 1 or seconds else None
 
-    def search(self, queries: Sequence[str], k: int = 10, *, where: Where | None = None) -> list[list[Hit]]:
+    def search(
+        self, queries: Sequence[str], k: int = 10, *, where: Where | Sequence[Where | None] | None = None
+    ) -> list[list[Hit]]:
         """Return the hits of every query, best first.
 
-        where: a filter, applied before the top k (see `consilience.stores.where`). A query without any word is answered
-        by the other stores. Raises RequestError for a wrong filter or k, and what a store raises; stores that are late
-        (see `seconds`) are left out.
+        where: a filter, applied before the top k (see `consilience.stores.where`), or a list of one (or None) for every
+        query: those with the same filter are searched together, and the filter is looked at once. A query without any
+        word is answered by the other stores. Raises RequestError for a wrong filter or k, and what a store raises;
+        stores that are late (see `seconds`) are left out.
         """
-        return [answer.hits for answer in self._answers(queries, k, where, tolerant=False)]
+        return [answer.hits for answer in self._grouped(queries, k, where, tolerant=False)]
 
-    def answer(self, queries: Sequence[str], k: int = 10, *, where: Where | None = None) -> list[Answer]:
+    def answer(
+        self, queries: Sequence[str], k: int = 10, *, where: Where | Sequence[Where | None] | None = None
+    ) -> list[Answer]:
         """Return the hits of every query with weights, times, and stores that failed.
 
         A store that fails is named in `failed`, and the others answer; where the reranker fails, the fused order does.
         Raises RequestError for a wrong filter or k, WorkError where every store failed.
         """
-        return self._answers(queries, k, where, tolerant=True)
+        return self._grouped(queries, k, where, tolerant=True)
 
-    def _answers(self, queries: Sequence[str], k: int, where: Where | None, *, tolerant: bool) -> list[Answer]:
+    def _grouped(
+        self, queries: Sequence[str], k: int, where: Where | Sequence[Where | None] | None, *, tolerant: bool
+    ) -> list[Answer]:
+        """Search queries with the same filter together."""
         if isinstance(queries, str):
             raise RequestError("queries is one string; give a list of strings")
+        if not isinstance(where, list | tuple):
+            return self._answers(queries, k, cast("Where | None", where), tolerant=tolerant)
+        if len(where) != len(queries):
+            raise RequestError(f"{len(where)} filters for {len(queries)} queries; give one, or one (or None) for each")
+        groups: dict[str, list[int]] = {}
+        for place, own in enumerate(where):
+            groups.setdefault("" if own is None else repr(parse_where(own)), []).append(place)
+        found: dict[int, Answer] = {}
+        for places in groups.values():
+            answers = self._answers([queries[place] for place in places], k, where[places[0]], tolerant=tolerant)
+            found.update(zip(places, answers, strict=True))
+        return [found[place] for place in range(len(queries))]
+
+    def _answers(self, queries: Sequence[str], k: int, where: Where | None, *, tolerant: bool) -> list[Answer]:
         seconds: dict[str, float] = {}
         failed: dict[str, str] = {}
         variations = self._varied(queries, seconds, failed if tolerant else None)

@@ -2,6 +2,7 @@
 
 from consilience.retrieval.batches.columns import Columns
 from consilience.retrieval.batches.index import BatchIndex, HybridQuery
+from consilience.retrieval.batches.laying_out import lay_out
 from consilience.retrieval.batches.search import BatchResult, Hits, search_batch, search_one
 
-__all__ = ["BatchIndex", "BatchResult", "Columns", "Hits", "HybridQuery", "search_batch", "search_one"]
+__all__ = ["BatchIndex", "BatchResult", "Columns", "Hits", "HybridQuery", "lay_out", "search_batch", "search_one"]
