@@ -92,8 +92,8 @@ def test_a_folder_opens_as_it_was_saved(folder: Path, tmp_path: Path) -> None:
     assert made.fingerprint != other.fingerprint
     plain = LateInteractionEncoder.create(load_encoder(folder), dimension=None).save(tmp_path / "plain")
     assert load_late_interaction(plain).dimension == 32
-    (tmp_path / "saved" / "late_interaction.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"late_interaction.safetensors is missing"):
+    (tmp_path / "saved" / "late_interaction" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors is missing"):
         load_late_interaction(tmp_path / "saved")
 
 

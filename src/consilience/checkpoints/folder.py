@@ -12,7 +12,10 @@ from typing import Any
 from consilience.checkpoints.refusals import foreign_weights
 from consilience.errors import Problems
 
-__all__ = ["Component", "find_components", "read_json", "weights_in"]
+__all__ = ["LATE_INTERACTION", "Component", "find_components", "read_json", "weights_in"]
+
+LATE_INTERACTION = "late_interaction"
+"""The sub-folder with the projection of a late-interaction encoder; the file of its settings is `.json` beside it."""
 
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 _INDEX = ".safetensors.index.json"
@@ -39,10 +42,13 @@ def find_components(folder: Path, problems: Problems) -> list[Component]:
     """Return the components of a model folder in the order in which they are declared.
 
     The folder itself counts unless it is a diffusers pipeline (model_index.json). Sub-folders count when
-    modules.json (sentence-transformers) or model_index.json names them and they hold weights.
+    modules.json (sentence-transformers) or model_index.json names them and they hold weights, and so does that of a
+    late-interaction encoder's projection.
     """
     pipeline = folder / "model_index.json"
     prefixes = list(_pipeline_parts(pipeline, problems)) if pipeline.is_file() else ["", *_modules(folder, problems)]
+    if (folder / f"{LATE_INTERACTION}.json").is_file():
+        prefixes.append(LATE_INTERACTION)
     found = []
     for prefix in dict.fromkeys(prefixes):
         place = folder / prefix

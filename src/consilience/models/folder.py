@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from consilience.checkpoints import folder as checkpoints_folder
 from consilience.errors import CheckpointError, Problems
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "side_file_texts",
 ]
 
-LATE_INTERACTION = "late_interaction.json"
+LATE_INTERACTION = f"{checkpoints_folder.LATE_INTERACTION}.json"
 """The file of a folder that says how its token vectors are made (see `consilience.models.late_interaction`)."""
 
 #: Pooling modes in the order in which their vectors are joined, with the flag of the older format.

@@ -1,7 +1,7 @@
 """Late-interaction encoders: a vector per token, of any text encoder, through a projection where there is one.
 
-A folder is that of the text encoder with two more files: `late_interaction.json` (settings) and, where token vectors
-are projected, `late_interaction.safetensors` (`projection`, dimension x width).
+A folder is that of the text encoder with `late_interaction.json` (settings) and, where token vectors are projected,
+`late_interaction/model.safetensors` (`projection`, dimension x width), which merging takes for a part of the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from consilience.models.token_vectors import TokenVectors
 __all__ = ["LateInteraction", "LateInteractionEncoder", "load_late_interaction", "query_length"]
 
 _FORMAT, _VERSION = "late interaction", 1
-_WEIGHTS = "late_interaction.safetensors"
+_WEIGHTS = "late_interaction/model.safetensors"
 _MULTIPLE, _LEAST = 32, 8
 _BATCH_TOKENS = 1024
 
@@ -204,6 +204,7 @@ class LateInteractionEncoder(nn.Module):
 
         place = self.encoder.save(folder)
         if self.projection is not None:
+            (place / _WEIGHTS).parent.mkdir()
             save_file({"projection": self.projection.detach().cpu().contiguous()}, place / _WEIGHTS)
         write_record(
             place / LATE_INTERACTION, _FORMAT, _VERSION, {**asdict(self.settings), "dimension": self.dimension}
