@@ -88,7 +88,7 @@ def test_tasks_take_turns(tmp_path):
     assert all(name.startswith("encoder.layer.5.") for name in chosen)
     state = fine_tune(encoder, tasks, chosen, settings)
     assert len(state.losses) == 5 and state.tokens > 0
-    with pytest.raises(DataError, match="only 24 training texts"):
+    with pytest.raises(DataError, match="only 24 training examples"):
         fine_tune(encoder, tasks, chosen, SimpleNamespace(**{**vars(settings), "batch": 25}))
 
 

@@ -1,4 +1,4 @@
-"""Make small language models from nothing: a tokenizer, an architecture from its config, seeded weights."""
+"""Make small models from nothing: a tokenizer, an architecture from its config, seeded weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from consilience.models.causal_loading import load_causal
 
 if TYPE_CHECKING:
     from consilience.models.causal import CausalModel
+    from consilience.models.encoder import DenseEncoder
 
-__all__ = ["character_tokenizer", "create_causal", "piece_tokenizer"]
+__all__ = ["character_tokenizer", "create_causal", "create_encoder", "piece_tokenizer"]
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -98,9 +99,7 @@ def create_causal(
 
     from consilience.models.saving import write_tensors
 
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"output {folder}: exists and is not an empty folder; choose another place")
+    folder = _empty(folder)
     content = dict(config)
     kind = content.pop("model_type", None)
     if kind is None:
@@ -126,3 +125,66 @@ def create_causal(
     built.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_causal(folder, device=device)
+
+
+def create_encoder(
+    folder: str | Path,
+    texts: Iterable[str],
+    *,
+    words: int = 4000,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 2,
+    max_tokens: int = 256,
+    seed: int = 0,
+    device: str | None = None,
+) -> DenseEncoder:
+    """Write a new text encoder (BERT, mean of the token vectors) with random weights to `folder`, and open it.
+
+    >>> import tempfile
+    >>> encoder = create_encoder(tempfile.mkdtemp() + "/small", ["the cat", "the hat"] * 3, words=60, width=16)
+    >>> encoder.encode(["the cat"]).shape
+    (1, 16)
+
+    texts: what the WordPiece vocabulary of at most `words` is learned from, in lower case. The weights are
+    transformers' initial values, a function of `seed`. Raises OutputError when the folder holds something, RequestError
+    for sizes that do not fit.
+    """
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from consilience.models.loading import load_encoder
+    from consilience.models.saving import write_tensors
+
+    place = _empty(folder)
+    learned = BertWordPieceTokenizer(lowercase=True)
+    learned.train_from_iterator(texts, vocab_size=words, min_frequency=1, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=learned._tokenizer, model_max_length=max_tokens)
+    try:
+        built = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=max_tokens,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = BertModel(built, add_pooling_layer=False)
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"transformers cannot build an encoder of these sizes: {error}") from error
+    built.architectures = ["BertModel"]
+    tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    write_tensors(place, tensors, dtype="float32", file="model.safetensors")
+    built.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return load_encoder(place, device=device)
+
+
+def _empty(folder: str | Path) -> Path:
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise OutputError(f"output {place}: exists and is not an empty folder; choose another place")
+    return place

@@ -200,16 +200,19 @@ class LateInteractionEncoder(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write the encoder as a folder that `load_late_interaction` opens, and return it."""
+        place = self.encoder.save(folder)
+        self.write_parts(place)
+        return place
+
+    def write_parts(self, folder: Path) -> None:
+        """Write what makes the folder of the encoder one of late interaction: settings and projection."""
         from safetensors.torch import save_file
 
-        place = self.encoder.save(folder)
         if self.projection is not None:
-            (place / _WEIGHTS).parent.mkdir()
-            save_file({"projection": self.projection.detach().cpu().contiguous()}, place / _WEIGHTS)
-        write_record(
-            place / LATE_INTERACTION, _FORMAT, _VERSION, {**asdict(self.settings), "dimension": self.dimension}
-        )
-        return place
+            (folder / _WEIGHTS).parent.mkdir(exist_ok=True)
+            save_file({"projection": self.projection.detach().cpu().contiguous()}, folder / _WEIGHTS)
+        record = {**asdict(self.settings), "dimension": self.dimension}
+        write_record(folder / LATE_INTERACTION, _FORMAT, _VERSION, record)
 
 
 def load_late_interaction(

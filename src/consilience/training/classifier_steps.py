@@ -6,20 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from consilience.core.progress import Progress
-from consilience.core.randomness import stream_key, uniform_bits
+from consilience.core.randomness import stream_key
 from consilience.data.labelled import LabelledTexts
-from consilience.errors import DataError
 from consilience.models.classifier import Head, TextClassifier
 from consilience.models.encoder import DenseEncoder
 from consilience.training.fitting import FitSettings, TrainingState, fit
 from consilience.training.loop import embed
+from consilience.training.order import Order
 
 __all__ = ["ClassifierSteps", "fine_tune", "fit_head"]
 
@@ -68,20 +66,6 @@ def fit_head(
     return Head(weight.detach().float(), bias.detach().float(), labels)
 
 
-class _Order:
-    """Which examples a step takes: an epoch is a permutation, its remainder is left out."""
-
-    def __init__(self, name: str, count: int, *, size: int, seed: int) -> None:
-        self.name, self.count, self.size, self.seed = name, count, size, seed
-        if size > count:
-            raise DataError(f"{name}: the batch is {size}, but there are only {count} training texts")
-
-    def at(self, step: int) -> NDArray[np.int64]:
-        epoch, place = divmod(step, self.count // self.size)
-        draws = uniform_bits(stream_key(self.seed, "order", self.name, str(epoch)), 0, self.count)
-        return np.argsort(draws, kind="stable")[place * self.size : (place + 1) * self.size]
-
-
 def fine_tune(
     encoder: DenseEncoder,
     tasks: Mapping[str, tuple[Head, LabelledTexts]],
@@ -106,7 +90,7 @@ def fine_tune(
         for name, (_, examples) in tasks.items()
     }
     orders = {
-        name: _Order(name, len(examples), size=settings.batch, seed=settings.seed)
+        name: Order(name, len(examples), size=settings.batch, seed=settings.seed)
         for name, (_, examples) in tasks.items()
     }
     names = list(tasks)
