@@ -172,14 +172,17 @@ class LateInteractionEncoder(nn.Module):
     def encode_queries(self, texts: Sequence[str], *, progress: Progress | None = None) -> TokenVectors:
         """Return the token vectors of queries, in the order of the texts."""
         _check(texts)
-        return self._encoded(self.tokenise_queries(texts), False, progress)
+        return self.encode_tokens(self.tokenise_queries(texts), documents=False, progress=progress)
 
     def encode_documents(self, texts: Sequence[str], *, progress: Progress | None = None) -> TokenVectors:
         """Return the token vectors of documents, in the order of the texts."""
         _check(texts)
-        return self._encoded(self.tokenise_documents(texts), True, progress)
+        return self.encode_tokens(self.tokenise_documents(texts), documents=True, progress=progress)
 
-    def _encoded(self, tokens: Tokens, documents: bool, progress: Progress | None) -> TokenVectors:
+    def encode_tokens(
+        self, tokens: Tokens, *, documents: bool = False, progress: Progress | None = None
+    ) -> TokenVectors:
+        """Return the token vectors of tokens, as queries or as documents."""
         found: list[NDArray[np.float32]] = [np.empty((0, self.dimension), np.float32)] * len(tokens)
         training = self.training
         self.eval()
