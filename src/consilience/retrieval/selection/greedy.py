@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consilience.retrieval.selection.protocol import Objective
 
-__all__ = ["budgeted", "greedy"]
+__all__ = ["best_set", "budgeted", "greedy", "set_value"]
 
 Picks = list[tuple[int, float]]
 
@@ -61,6 +62,28 @@ def budgeted(
     if first[single] > sum(gain for _, gain in picks) + objective.tolerance:
         return [(single, float(first[single]))]
     return picks
+
+
+def set_value(objective: Objective, chosen: Iterable[int]) -> float:
+    """Return the value of a set: what its members add, one after the other, to a fresh objective."""
+    total = 0.0
+    for row in chosen:
+        total += float(objective.gains(np.array([row]))[0])
+        objective.add(row)
+    return total
+
+
+def best_set(build: Callable[[], Objective], count: int, k: int) -> tuple[tuple[int, ...], float]:
+    """Return the best set of `k` by trying all, and its value: what greedy selection is measured against.
+
+    >>> from consilience.retrieval.selection.methods.top_k import top_k
+    >>> from consilience.retrieval.selection.protocol import Candidates
+    >>> best_set(lambda: top_k(Candidates(np.eye(3), np.array([0.25, 0.5, 0.5]))), 3, 2)
+    ((1, 2), 1.0)
+    """
+    tried = {chosen: set_value(build(), chosen) for chosen in combinations(range(count), k)}
+    best = max(tried, key=lambda chosen: tried[chosen])
+    return best, tried[best]
 
 
 def _is_lazy(objective: Objective, lazy: bool | None) -> bool:
