@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from consilience.bench import subtopics as made
+import consilience.bench.subtopics as made
 from consilience.bench.experiments import Options, Report, Scores, run
 from consilience.data.reserved import default_data_folder
 from consilience.models import load_encoder
