@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consilience.data.documents import Document
 from consilience.retrieval.fusion import Origin
+
+if TYPE_CHECKING:
+    from consilience.retrieval.routing import Route
 
 __all__ = ["Answer", "Hit"]
 
@@ -43,7 +46,7 @@ class Answer:
 
     weights: of the stores that were fused. seconds: what each step took, for all queries of the call. failed: stores
     that gave no answer, and why: the hits are of the others then. queries: what was searched for instead of the query,
-    where it was expanded.
+    where it was expanded. route: what a router took the query for.
     """
 
     query: str
@@ -52,6 +55,7 @@ class Answer:
     seconds: Mapping[str, float] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     queries: tuple[str, ...] = ()
+    route: Route | None = None
 
     @property
     def partial(self) -> bool:
@@ -66,4 +70,6 @@ class Answer:
                 found[name] = dict(getattr(self, name))
         if self.queries:
             found["queries"] = list(self.queries)
+        if self.route is not None:
+            found["route"] = {"kind": self.route.kind, "confidence": self.route.confidence, "why": list(self.route.why)}
         return found

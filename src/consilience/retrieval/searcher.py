@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -23,8 +23,18 @@ from consilience.stores.where import Where, parse_where
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
     from consilience.retrieval.reranking import Reranker
+    from consilience.retrieval.routing import Route
 
-__all__ = ["Answer", "Hit", "Searcher"]
+__all__ = ["Answer", "Hit", "Searcher", "Store"]
+
+
+class Store(Protocol):
+    """A store of one's own beside those of an index."""
+
+    def search(self, queries: Sequence[str], k: int, *, where: Where | None = None) -> list[Found]:
+        """Return numbers of documents and scores for every query, best first."""
+        ...
+
 
 _NOTHING = np.empty(0, np.int64), np.empty(0, np.float32)
 _LARGE = 50_000  # documents from which on asking the stores at the same time is worth the threads
@@ -48,8 +58,9 @@ class Searcher:
     `consilience.retrieval.reranking`). expand: what makes more queries of one (see `consilience.retrieval.expansion`).
     select: a method of `consilience.retrieval.selection` that chooses the k hits among the best `select_depth`, so that
     they do not repeat each other, by their vectors in the first dense space. seconds: how long stores may take; those
-    that take longer are left out. Raises RequestError for stores the index does not have, RecipeError for wrong options
-    of the fusion.
+    that take longer are left out. more: stores of your own by name, such as `Rows`. route: what says which stores a
+    query is for (see `consilience.retrieval.routing`); its weights come before the default ones. Raises RequestError
+    for stores the index does not have, RecipeError for wrong options of the fusion.
     """
 
     def __init__(
@@ -67,11 +78,14 @@ class Searcher:
         select_options: Mapping[str, Any] | None = None,
         select_depth: int = 50,
         seconds: float | None = None,
+        more: Mapping[str, Store] | None = None,
+        route: Callable[[str], Route] | None = None,
         **options: Any,
     ) -> None:
-        there = (TEXT, *index.spaces, GRAPH)
+        self.more, self.route = dict(more or {}), route
+        there = (TEXT, *index.spaces, GRAPH, *self.more)
         if stores is None:
-            stores = there if index.stores.has_edges() else there[:-1]
+            stores = [name for name in there if name != GRAPH or index.stores.has_edges()]
         self.index, self.stores = index, tuple(stores)
         self.fusion, self.weights, self.depth, self.options = fusion, weights, depth, options
         self.rerank, self.rerank_depth, self.expand, self.seconds = rerank, rerank_depth, expand, seconds
@@ -84,6 +98,13 @@ class Searcher:
         problems.extend(
             f"weight of {name!r}: no such store is searched" for name in weights or {} if name not in self.stores
         )
+        problems.extend(
+            f"a store of your own is called {name!r}, as one of the index is"
+            for name in self.more
+            if name in (TEXT, *index.spaces, GRAPH)
+        )
+        if route is not None and (fusion != "weighted" or weights is not None):
+            problems.add("route: it chooses the weights of the fusion; leave `fusion` and `weights` out")
         if not self.stores or len(set(self.stores)) < len(self.stores):
             problems.add(f"stores {', '.join(self.stores) or 'none'}: name one or more, each once")
         problems.extend(
@@ -156,9 +177,12 @@ class Searcher:
         rankings = self.rankings(asked, k, where=where, seconds=seconds, failed=failed if tolerant else None)
         found = {name: _of_queries(name, lists, asked, variations) for name, lists in rankings.items()}
         stores = [name for name in self.stores if name in found]
+        routes = self._routes(queries, seconds)
         started = time.perf_counter()
         lists = [{name: _pairs(found[name][place]) for name in stores} for place in range(len(queries))]
-        weights = [self._weights({name: found[name][place] for name in stores}) for place in range(len(queries))]
+        weights = [
+            self._weights({name: found[name][place] for name in stores}, route) for place, route in enumerate(routes)
+        ]
         wanted = max(k, self.rerank_depth if self.rerank else 0, self.select_depth if self.select else 0)
         fused = [self._fused(own, own_weights, wanted) for own, own_weights in zip(lists, weights, strict=True)]
         documents = self.index.stores.documents({number for one in fused for number, _ in one})
@@ -183,9 +207,17 @@ class Searcher:
             seconds["select"] = time.perf_counter() - started
         hits = [one[:k] for one in hits]
         return [
-            Answer(query, own, own_weights, seconds, failed, tuple(v.text for v in made) if self.expand else ())
-            for query, own, own_weights, made in zip(queries, hits, weights, variations, strict=True)
+            Answer(query, own, own_weights, seconds, failed, tuple(v.text for v in made) if self.expand else (), route)
+            for query, own, own_weights, made, route in zip(queries, hits, weights, variations, routes, strict=True)
         ]
+
+    def _routes(self, queries: Sequence[str], seconds: dict[str, float]) -> list[Route | None]:
+        if self.route is None:
+            return [None] * len(queries)
+        started = time.perf_counter()
+        routes: list[Route | None] = [self.route(query) for query in queries]
+        seconds["route"] = time.perf_counter() - started
+        return routes
 
     def _varied(
         self, queries: Sequence[str], seconds: dict[str, float], failed: dict[str, str] | None
@@ -259,6 +291,8 @@ class Searcher:
     def _from_store(self, name: str, queries: Sequence[str], depth: int, where: Where | None) -> list[Found]:
         if name == TEXT:
             return self.index.stores.search_text(queries, depth, where=where)
+        if name in self.more:
+            return self.more[name].search(queries, depth, where=where)
         if name == GRAPH:
             return self.index.stores.search_edges([entities_of(query) for query in queries], depth, hops=2, where=where)
         out: dict[int, Found] = {}
@@ -267,7 +301,10 @@ class Searcher:
             out.update(zip(part.rows.tolist(), found, strict=True))
         return [out[place] for place in range(len(queries))]
 
-    def _weights(self, found: Mapping[str, Found]) -> dict[str, float]:
+    def _weights(self, found: Mapping[str, Found], route: Route | None = None) -> dict[str, float]:
+        if route is not None and any(len(found[name]) and route.weights.get(name) for name in found):
+            chosen = {name: route.weights.get(name, 0.0) if len(found[name]) else 0.0 for name in found}
+            return {name: weight / sum(chosen.values()) for name, weight in chosen.items()}
         if self._adapts:
             return default_weights(found, list(found))
         return {name: 1.0 if self.weights is None else self.weights[name] for name in found}

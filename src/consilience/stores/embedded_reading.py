@@ -140,6 +140,11 @@ class EmbeddedReader:
         live = self._live(snapshot, where)
         return [nearby(self.table, snapshot, start, _positive(k), hops, live) for start in entities]
 
+    def passing(self, where: Where | None = None) -> NDArray[np.int64]:
+        """Return the numbers of all documents that a filter lets through, rising."""
+        snapshot, _ = self._snapshot()
+        return np.flatnonzero(self._live(snapshot, where))
+
     def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
         """Return documents by number."""
         return self.table.documents(numbers)
@@ -151,6 +156,10 @@ class EmbeddedReader:
     def numbers(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the numbers of those ids that are there."""
         return {name: number for name, (number, _) in self.table.by_id(ids).items()}
+
+    def generation(self) -> int:
+        """Return the number of the last commit."""
+        return self._snapshot()[0].generation
 
     def has_edges(self) -> bool:
         """Return whether documents speak of any relation."""

@@ -121,6 +121,10 @@ class Stores(Protocol):
         """Give a dense space an approximate index of a kind, or none; return its recall at `k` against exact search."""
         ...
 
+    def passing(self, where: Where | None = None) -> NDArray[np.int64]:
+        """Return the numbers of all documents that a filter lets through, rising."""
+        ...
+
     def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
         """Return documents by number."""
         ...
@@ -131,6 +135,10 @@ class Stores(Protocol):
 
     def numbers(self, ids: Iterable[str]) -> dict[str, int]:
         """Return the numbers of those ids that are there."""
+        ...
+
+    def generation(self) -> int:
+        """Return the number of the last commit."""
         ...
 
     def has_edges(self) -> bool:

@@ -19,7 +19,7 @@ from consilience.stores.vectors import Found
 from consilience.stores.where import Filter
 from consilience.stores.words import MOST_WORDS, rarities
 
-__all__ = ["by_edges", "by_text", "by_vectors"]
+__all__ = ["by_edges", "by_text", "by_vectors", "passing"]
 
 _DECAY, _DEGREE = 0.5, 200  # as in `consilience.stores.graph`
 
@@ -159,6 +159,13 @@ def by_edges(connection: Connection, entities: Iterable[str], k: int, hops: int,
     text = _EDGES.format(condition=condition, degree=_DEGREE, decay=_DECAY)
     given = {"entities": [*dict.fromkeys(entities)], "hops": hops, "k": k}
     return _found(connection.execute(text.encode(), {**given, **values}).fetchall())
+
+
+def passing(connection: Connection, where: Filter | None) -> NDArray[np.int64]:
+    """Return the numbers of the documents that a filter is true of, rising."""
+    condition, values = _condition(where)
+    text = f"SELECT number FROM documents WHERE removed IS NULL AND ({condition}) ORDER BY number"
+    return np.array([row[0] for row in connection.execute(text.encode(), values).fetchall()], np.int64)
 
 
 def _condition(where: Filter | None) -> tuple[str, dict[str, object]]:

@@ -20,7 +20,7 @@ from consilience.errors import DataError, OutputError, RequestError, did_you_mea
 from consilience.stores.postgres.address import Address, check_name
 from consilience.stores.postgres.connection import Connection, Pool, connect, translated
 from consilience.stores.postgres.schema import KINDS, check_spaces, describe, make_schema, vector_table
-from consilience.stores.postgres.search import by_edges, by_text, by_vectors
+from consilience.stores.postgres.search import by_edges, by_text, by_vectors, passing
 from consilience.stores.postgres.words import Words, tsvector
 from consilience.stores.postgres.writing import Commit, Counted, check_storable, insert, storable
 from consilience.stores.protocol import Batch, Changes, VectorSpace, check_batch
@@ -174,6 +174,11 @@ class PostgresStores:
         with self._pool.transaction(self.place) as connection:
             return [by_edges(connection, filter(storable, start), k, hops, wanted) for start in entities]
 
+    def passing(self, where: Where | None = None) -> NDArray[np.int64]:
+        """Return the numbers of all documents that a filter lets through, rising."""
+        with self._pool.transaction(self.place) as connection:
+            return passing(connection, None if where is None else parse_where(where))
+
     def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
         """Return documents by number, also those that are gone but not yet compacted away."""
         query = f"SELECT {_COLUMNS} FROM documents WHERE number = ANY(%s)"
@@ -188,6 +193,10 @@ class PostgresStores:
         """Return the numbers of those ids that are there."""
         query = "SELECT id, number FROM documents WHERE removed IS NULL AND id = ANY(%s)"
         return dict(self._rows(query, [[*filter(storable, ids)]]))
+
+    def generation(self) -> int:
+        """Return the number of the last commit."""
+        return int(self._rows("SELECT generation FROM consilience")[0][0])
 
     def has_edges(self) -> bool:
         """Return whether documents speak of any relation."""

@@ -1,0 +1,178 @@
+"""Which stores a query is for: by what stands in it, or as learned from examples; words and vectors stay the floor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consilience.errors import RequestError
+from consilience.retrieval.linking import entities_of
+from consilience.retrieval.weighting import GRAPH, TEXT
+
+if TYPE_CHECKING:
+    from consilience.bundles.routers.protocol import Router
+    from consilience.retrieval.index import Index
+    from consilience.retrieval.relational import Rows
+
+__all__ = ["KINDS", "ROWS", "LearnedRouter", "Route", "StoreRouter"]
+
+ROWS = "rows"
+"""The name of the rows among the stores of a search, where a router is to know them."""
+
+KINDS = ("phrase", "rows", "relation", "mixed", "meaning")
+
+_QUOTED = re.compile(r'"[^"]{3,}"|“[^”]{3,}”')
+_RELATION = re.compile(
+    r"\b(?:kinds? of|types? of|sorts? of|examples? of|parts? of|related to|linked to|connected (?:to|with)|refers? to|"
+    r"referred to|cites?|cited|directed by|written by|born in|works? (?:for|at)|belongs? to)\b",
+    re.IGNORECASE,
+)
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+
+_FLOOR = 0.15  # of every store that is not what the query is for
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a query is: `kind`, how sure that is (0 to 1), and why; weights of stores, empty where nothing is known.
+
+    Without weights the Searcher takes its own.
+    """
+
+    kind: str
+    confidence: float
+    why: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class StoreRouter:
+    """Says by rules which stores a query is for.
+
+    >>> import tempfile
+    >>> from consilience.data.documents import Document
+    >>> from consilience.retrieval.index import Index
+    >>> index = Index.create(tempfile.mkdtemp() + "/index")
+    >>> _ = index.add([Document("a", "Sort a list.")])
+    >>> StoreRouter(index)('which text says "sort a list"').kind
+    'phrase'
+
+    Phrases between quotes are for the words; values, columns, comparisons and counts for the rows (a `Rows`); words of
+    relations with an entity that the edges know for the graph; the rest is a question of meaning, for which the
+    Searcher weighs words and vectors itself. Words and vectors always have a share. threshold: less confidence than
+    this leaves the Searcher's own weights.
+    """
+
+    def __init__(self, index: Index, *, rows: Rows | None = None, threshold: float = 0.5) -> None:
+        if not 0 <= threshold <= 1:
+            raise RequestError(f"threshold {threshold}: from 0 to 1")
+        self.index, self.rows, self.threshold = index, rows, threshold
+        self._edges = index.stores.has_edges()
+
+    def __call__(self, query: str) -> Route:
+        """Return the route of a query."""
+        values = self.features(query)
+        why = tuple(name for name, value in zip(FEATURES, values, strict=True) if value)
+        quoted, about, conditions, relation, entity = values[:5]
+        rows = about > 0 and (conditions > 0 or values[5] > 0)
+        if quoted and rows:
+            return self._route("mixed", 0.9, why)
+        if quoted:
+            return self._route("phrase", 0.9, why)
+        if relation and entity and not (rows and values[5]):
+            return self._route("relation", 0.8, why)
+        if rows:
+            return self._route("rows", 0.9 if values[5] or conditions > 1 else 0.6, why)
+        return self._route("meaning", 0.5, why)
+
+    def features(self, query: str) -> tuple[float, ...]:
+        """Return what stands in a query, as `FEATURES` names it."""
+        understood = None if self.rows is None else self.rows.understand(query)
+        entity = False
+        if self._edges and _RELATION.search(query):
+            entity = len(self.index.stores.search_edges([entities_of(query)], 1)[0]) > 0
+        words = len(query.split())
+        return (
+            float(bool(_QUOTED.search(query))),
+            float(understood is not None),
+            0.0 if understood is None else float(min(understood.conditions, 3)),
+            float(bool(_RELATION.search(query))),
+            float(entity),
+            0.0 if understood is None else float(understood.query.what != "rows" or understood.query.order is not None),
+            float(query.strip().endswith("?")),
+            min(words / 20, 1.0),
+        )
+
+    def _route(self, kind: str, confidence: float, why: tuple[str, ...]) -> Route:
+        if kind == "meaning" or confidence < self.threshold:
+            return Route(kind, confidence, why)
+        return Route(kind, confidence, why, weights_of(kind, self.index.spaces))
+
+
+FEATURES = ("quotes", "rows", "conditions", "relation word", "entity", "number or order", "question mark", "length")
+
+
+def weights_of(kind: str, spaces: Sequence[str]) -> dict[str, float]:
+    """Return the weights of stores for a kind of query; the vectors share theirs.
+
+    >>> weights_of("rows", ["minilm"])
+    {'text': 0.15, 'minilm': 0.15, 'graph': 0.15, 'rows': 1.0}
+    """
+    high = {"phrase": (TEXT,), "rows": (ROWS,), "relation": (GRAPH,), "mixed": (TEXT, ROWS)}[kind]
+    found = {TEXT: 1.0 if TEXT in high else _FLOOR}
+    found |= dict.fromkeys(spaces, _FLOOR / max(len(spaces), 1))
+    return found | {name: 1.0 if name in high else _FLOOR for name in (GRAPH, ROWS)}
+
+
+class LearnedRouter:
+    """A router that learned from queries of known kinds: by their vectors and what stands in them.
+
+    >>> import tempfile
+    >>> from consilience.data.documents import Document
+    >>> from consilience.retrieval.index import Index
+    >>> index = Index.create(tempfile.mkdtemp() + "/index")
+    >>> _ = index.add([Document("a", "Sort a list.")])
+    >>> def encode(texts):
+    ...     return np.array([[len(text), text.count("?")] for text in texts], np.float32)
+    >>> queries = ['what says "sort it"', 'who says "a list"', "why sort lists", "how to order things"]
+    >>> router = LearnedRouter.fit(StoreRouter(index), encode, queries, ["phrase", "phrase", "meaning", "meaning"])
+    >>> router('where is "in place" said').kind
+    'phrase'
+
+    rules: for the features, and for weights and threshold. encode: texts to vectors, such as an encoder's `encode`.
+    """
+
+    def __init__(
+        self, rules: StoreRouter, encode: Callable[[Sequence[str]], NDArray[np.float32]], fitted: Router
+    ) -> None:
+        self.rules, self.encode, self.fitted = rules, encode, fitted
+
+    @classmethod
+    def fit(
+        cls,
+        rules: StoreRouter,
+        encode: Encode,
+        queries: Sequence[str],
+        kinds: Sequence[str],
+    ) -> LearnedRouter:
+        """Fit a logistic regression to queries and their kinds (see `KINDS`)."""
+        from consilience.bundles.routers.classifier import fit_logistic
+
+        if unknown := sorted(set(kinds) - set(KINDS)):
+            raise RequestError(f"kinds {', '.join(unknown)} are unknown; there are {', '.join(KINDS)}")
+        return cls(rules, encode, fit_logistic(_vectors(rules, encode, queries), list(kinds)))
+
+    def __call__(self, query: str) -> Route:
+        """Return the route of a query."""
+        vectors = _vectors(self.rules, self.encode, [query])
+        kind, confidence = self.fitted.route(vectors).chosen[0], float(self.fitted.confidence(vectors)[0])
+        return self.rules._route(kind, confidence, (f"learned: {kind} {confidence:.2f}",))
+
+
+def _vectors(rules: StoreRouter, encode: Encode, queries: Sequence[str]) -> NDArray[np.float32]:
+    own = np.array([rules.features(query) for query in queries], np.float32)
+    return np.concatenate([np.asarray(encode(list(queries)), np.float32), 2 * own], axis=1)
