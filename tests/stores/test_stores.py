@@ -88,6 +88,19 @@ def test_a_filter_is_applied_before_the_top_k(make: Make) -> None:
     assert len(ids(stores, stores.search_vectors("s", query, 5, where="n < 50 and not n = 3")[0])) == 5
 
 
+def test_what_passes_a_filter_is_told_without_a_search(make: Make) -> None:
+    stores = make()
+    before = stores.generation()
+    stores.write(batch(*PEOPLE), replace=False)
+    assert stores.generation() == before + 1
+    found = stores.passing("lang = 'en'")
+    assert [stores.documents([n])[n].id for n in found.tolist()] == ["a", "b", "c"]
+    stores.delete(["a"])
+    assert len(stores.passing()) == 3 and len(stores.passing("year = 2020")) == 0
+    with pytest.raises(RequestError, match="where"):
+        stores.passing("year =")
+
+
 def test_replaced_and_deleted_documents_are_not_found(make: Make) -> None:
     stores = make()
     stores.write(batch(*PEOPLE, edges=(Edge("Rhine", "in", "Germany", "c"),)), replace=False)

@@ -23,7 +23,7 @@ from consilience.stores.where import And, Compare, Filter, Or, Where, matches, p
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
 
-__all__ = ["Aggregate", "RowAnswer", "TableQuery", "parse_query", "run_query"]
+__all__ = ["Aggregate", "RowAnswer", "TableQuery", "of_table", "parse_query", "run_query"]
 
 Aggregate = Literal["rows", "count", "sum", "average", "min", "max"]
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
@@ -138,7 +138,7 @@ def run_query(
     asked = parse_query(query) if isinstance(query, str) else query
     stores = index.stores
     own = None if asked.join else asked.where
-    filters = [one for one in (own, None if where is None else parse_where(where), _of_table(asked.table)) if one]
+    filters = [one for one in (own, None if where is None else parse_where(where), of_table(asked.table)) if one]
     numbers = stores.passing(filters[0] if len(filters) == 1 else And(tuple(filters))).tolist()
     if len(numbers) > most:
         raise RequestError(f"{len(numbers)} rows of {asked.table!r} to read, {most} at most; narrow the filter")
@@ -161,8 +161,12 @@ def run_query(
     return RowAnswer(asked, tuple(rows[:limit]), values, matched)
 
 
-def _of_table(table: str) -> Filter:
-    """Return a filter that the rows of a table pass: by the field of databases, or by file."""
+def of_table(table: str) -> Or:
+    """Return a filter that the rows of a table pass: by the field `table` of databases, or by their file.
+
+    >>> of_table("films").parts[0]
+    Compare(field='table', operator='=', values=('films',))
+    """
     return Or((Compare("table", "=", (table,)), Compare("source", "=", (table,))))
 
 

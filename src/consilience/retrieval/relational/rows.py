@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from consilience.errors import RequestError
-from consilience.retrieval.relational.query import RowAnswer, TableQuery, run_query
+from consilience.retrieval.relational.query import RowAnswer, TableQuery, of_table, run_query
 from consilience.retrieval.relational.questions import Understood, translate
 from consilience.retrieval.relational.schema import RowTable, read_schema
 from consilience.stores.vectors import Found
+from consilience.stores.where import And, Where, parse_where
 
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
-    from consilience.stores.where import Where
 
 __all__ = ["Rows"]
 
@@ -86,12 +86,12 @@ class Rows:
         if understood is None:
             return Found(*_NOTHING)
         query = understood.query
-        answer = run_query(self.index, query, where=where, limit=self.most, most=self.most)
-        rows = answer.rows[:k] if query.order else answer.rows
-        numbers = self.index.stores.numbers([row.id for row in rows])
-        found = np.array([numbers[row.id] for row in rows if row.id in numbers], np.int64)
-        if query.order:
-            scores = np.linspace(1, 0, len(found), endpoint=False, dtype=np.float32)
-        else:
-            scores = np.ones(len(found), np.float32)
-        return Found(found, scores)
+        if query.order is None:
+            own = of_table(query.table)
+            given = [one for one in (query.where, None if where is None else parse_where(where)) if one is not None]
+            numbers = self.index.stores.passing(And((*given, own)))[: self.most]
+            return Found(numbers, np.ones(len(numbers), np.float32))
+        answer = run_query(self.index, query, where=where, limit=k, most=self.most)
+        known = self.index.stores.numbers([row.id for row in answer.rows])
+        found = np.array([known[row.id] for row in answer.rows if row.id in known], np.int64)
+        return Found(found, np.linspace(1, 0, len(found), endpoint=False, dtype=np.float32))
