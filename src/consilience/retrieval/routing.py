@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from consilience.errors import RequestError
 from consilience.retrieval.linking import entities_of
+from consilience.retrieval.phrases import PHRASES, quoted
 from consilience.retrieval.weighting import GRAPH, TEXT
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ ROWS = "rows"
 
 KINDS = ("phrase", "rows", "relation", "mixed", "meaning")
 
-_QUOTED = re.compile(r'"[^"]{3,}"|“[^”]{3,}”')
 _RELATION = re.compile(
     r"\b(?:kinds? of|types? of|sorts? of|examples? of|parts? of|related to|linked to|connected (?:to|with)|refers? to|"
     r"referred to|cites?|cited|directed by|written by|born in|works? (?:for|at)|belongs? to)\b",
@@ -61,10 +61,10 @@ class StoreRouter:
     >>> StoreRouter(index)('which text says "sort a list"').kind
     'phrase'
 
-    Phrases between quotes are for the words; values, columns, comparisons and counts for the rows (a `Rows`); words of
-    relations with an entity that the edges know for the graph; the rest is a question of meaning, for which the
-    Searcher weighs words and vectors itself. Words and vectors always have a share. threshold: less confidence than
-    this leaves the Searcher's own weights.
+    Phrases between quotes are for the words (and a store `Phrases`, where there is one); values, columns, comparisons
+    and counts for the rows (a `Rows`); words of relations with an entity that the edges know for the graph; the rest is
+    a question of meaning, for which the Searcher weighs words and vectors itself. Words and vectors always have a
+    share. threshold: less confidence than this leaves the Searcher's own weights.
     """
 
     def __init__(self, index: Index, *, rows: Rows | None = None, threshold: float = 0.5) -> None:
@@ -77,16 +77,16 @@ class StoreRouter:
         """Return the route of a query."""
         values = self.features(query)
         why = tuple(name for name, value in zip(FEATURES, values, strict=True) if value)
-        quoted, about, conditions, relation, entity = values[:5]
-        rows = about > 0 and (conditions > 0 or values[5] > 0)
-        if quoted and rows:
+        quotes, conditions, named, ordered, relation, entity = values[:6]
+        rows = ordered + min(conditions, 1) + named + (conditions > 1) > 1  # one value alone may be any word
+        if quotes and (rows or conditions):
             return self._route("mixed", 0.9, why)
-        if quoted:
+        if quotes:
             return self._route("phrase", 0.9, why)
-        if relation and entity and not (rows and values[5]):
+        if relation and entity and not (rows and ordered):
             return self._route("relation", 0.8, why)
         if rows:
-            return self._route("rows", 0.9 if values[5] or conditions > 1 else 0.6, why)
+            return self._route("rows", 0.9, why)
         return self._route("meaning", 0.5, why)
 
     def features(self, query: str) -> tuple[float, ...]:
@@ -96,13 +96,14 @@ class StoreRouter:
         if self._edges and _RELATION.search(query):
             entity = len(self.index.stores.search_edges([entities_of(query)], 1)[0]) > 0
         words = len(query.split())
+        asked = None if understood is None else understood.query
         return (
-            float(bool(_QUOTED.search(query))),
-            float(understood is not None),
+            float(bool(quoted(query))),
             0.0 if understood is None else float(min(understood.conditions, 3)),
+            0.0 if understood is None else float(understood.parts[0] == understood.query.table),
+            0.0 if asked is None else float(asked.what != "rows" or asked.order is not None),
             float(bool(_RELATION.search(query))),
             float(entity),
-            0.0 if understood is None else float(understood.query.what != "rows" or understood.query.order is not None),
             float(query.strip().endswith("?")),
             min(words / 20, 1.0),
         )
@@ -113,19 +114,28 @@ class StoreRouter:
         return Route(kind, confidence, why, weights_of(kind, self.index.spaces))
 
 
-FEATURES = ("quotes", "rows", "conditions", "relation word", "entity", "number or order", "question mark", "length")
+FEATURES = (
+    "quotes",
+    "conditions",
+    "table named",
+    "number or order",
+    "relation word",
+    "entity",
+    "question mark",
+    "length",
+)
 
 
 def weights_of(kind: str, spaces: Sequence[str]) -> dict[str, float]:
     """Return the weights of stores for a kind of query; the vectors share theirs.
 
     >>> weights_of("rows", ["minilm"])
-    {'text': 0.15, 'minilm': 0.15, 'graph': 0.15, 'rows': 1.0}
+    {'text': 0.15, 'minilm': 0.15, 'graph': 0.15, 'rows': 1.0, 'phrases': 0.15}
     """
-    high = {"phrase": (TEXT,), "rows": (ROWS,), "relation": (GRAPH,), "mixed": (TEXT, ROWS)}[kind]
+    high = {"phrase": (TEXT, PHRASES), "rows": (ROWS,), "relation": (GRAPH,), "mixed": (TEXT, PHRASES, ROWS)}[kind]
     found = {TEXT: 1.0 if TEXT in high else _FLOOR}
     found |= dict.fromkeys(spaces, _FLOOR / max(len(spaces), 1))
-    return found | {name: 1.0 if name in high else _FLOOR for name in (GRAPH, ROWS)}
+    return found | {name: 1.0 if name in high else _FLOOR for name in (GRAPH, ROWS, PHRASES)}
 
 
 class LearnedRouter:

@@ -37,6 +37,7 @@ class Store(Protocol):
 
 
 _NOTHING = np.empty(0, np.int64), np.empty(0, np.float32)
+_ROUTED = 0.5  # what the last hit of a list gets, where a router chose: a short list is right to its end
 _LARGE = 50_000  # documents from which on asking the stores at the same time is worth the threads
 
 
@@ -184,7 +185,8 @@ class Searcher:
             self._weights({name: found[name][place] for name in stores}, route) for place, route in enumerate(routes)
         ]
         wanted = max(k, self.rerank_depth if self.rerank else 0, self.select_depth if self.select else 0)
-        fused = [self._fused(own, own_weights, wanted) for own, own_weights in zip(lists, weights, strict=True)]
+        floors = [0.0 if route is None or not route.weights else _ROUTED for route in routes]
+        fused = [self._fused(*one, wanted) for one in zip(lists, weights, floors, strict=True)]
         documents = self.index.stores.documents({number for one in fused for number, _ in one})
         origins = [_origins(own, one) for own, one in zip(lists, fused, strict=True)]
         hits = [
@@ -309,12 +311,16 @@ class Searcher:
             return default_weights(found, list(found))
         return {name: 1.0 if self.weights is None else self.weights[name] for name in found}
 
-    def _fused(self, lists: Mapping[str, Ranking], weights: Mapping[str, float], k: int) -> list[tuple[int, float]]:
+    def _fused(
+        self, lists: Mapping[str, Ranking], weights: Mapping[str, float], floor: float, k: int
+    ) -> list[tuple[int, float]]:
         if len(lists) == 1:
             found = next(iter(lists.values()))[:k]
         elif self._adapts:  # lists of stores are in order and finite: nothing to check
             names = [name for name in lists if weights[name] > 0]
-            found = self._method([lists[name] for name in names], weights=[weights[name] for name in names])[:k]
+            shares = [weights[name] for name in names]
+            found = self._method([lists[name] for name in names], weights=shares, **({"floor": floor} if floor else {}))
+            found = found[:k]
         else:
             found = fuse(lists, self.fusion, weights=None if self.weights is None else weights, k=k, **self.options)
         return [(int(key), score) for key, score in found]
