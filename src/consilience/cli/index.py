@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -116,13 +116,18 @@ def search(
         str | None, typer.Option(help="KIND:MODEL that puts the best hits in order, such as late:MODEL.")
     ] = None,
     rerank_depth: Annotated[int, typer.Option(min=1, help="Hits that are reranked.")] = 20,
+    route: Annotated[
+        bool, typer.Option("--route", help="Rows and quoted phrases too; rules say which stores a query is for.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print weights of the stores, and times.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... (default: the best there is).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON, with their documents.")] = False,
 ) -> None:
     """Search an index; every hit says which stores found it, at which rank."""
     from consilience.retrieval.index import Index
+    from consilience.retrieval.relational import Rows
     from consilience.retrieval.reranking import open_reranker
+    from consilience.retrieval.routing import routed
     from consilience.retrieval.searcher import Searcher
 
     problems = Problems()
@@ -132,16 +137,16 @@ def search(
             weights[name] = float(text)
         except ValueError:
             problems.add(f"--weight {name}={text}: a number is expected")
+    if route and (weights or fusion != "weighted"):
+        problems.add("--route chooses the weights of the fusion; leave --weight and --fusion out")
     problems.raise_if_any(RequestError, "search")
     with Index.open(folder, device=device) as opened:
-        searcher = Searcher(
-            opened,
-            stores=store or None,
-            fusion=fusion,
-            weights=weights or None,
-            rerank=None if rerank is None else open_reranker(rerank),
-            rerank_depth=rerank_depth,
-        )
+        reranker = None if rerank is None else open_reranker(rerank)
+        options: dict[str, Any] = {"stores": store or None, "rerank": reranker, "rerank_depth": rerank_depth}
+        if route:
+            searcher = routed(opened, **options)
+        else:
+            searcher = Searcher(opened, fusion=fusion, weights=weights or None, **options)
         answers = searcher.answer(query, k, where=where)
         if as_json:
             show_json([answer.to_dict() for answer in answers])
@@ -158,6 +163,12 @@ def search(
                 for rank, hit in enumerate(answer.hits, 1)
             ]
             show_table(answer.query, ("", "score", "id", "found by", "text"), rows, right=(0, 1))
+            numbers = searcher.more.get("rows")
+            if isinstance(numbers, Rows) and (asked := numbers.understand(answer.query)) and asked.query.what != "rows":
+                note(numbers.answer(asked.query, where=where).as_text())
+            if explain and answer.route is not None:
+                why = ", ".join(answer.route.why)
+                note(f"route: {answer.route.kind}" + (f" ({why})" if why else ""))
             if explain:
                 note("weights: " + ", ".join(f"{name} {weight:.2f}" for name, weight in answer.weights.items()))
                 note("ms: " + ", ".join(f"{name} {1000 * one:.1f}" for name, one in answer.seconds.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from consilience.bundles.routers.protocol import Router
     from consilience.retrieval.index import Index
     from consilience.retrieval.relational import Rows
+    from consilience.retrieval.searcher import Searcher, Store
 
-__all__ = ["KINDS", "ROWS", "LearnedRouter", "Route", "StoreRouter"]
+__all__ = ["KINDS", "ROWS", "LearnedRouter", "Route", "StoreRouter", "routed"]
 
 ROWS = "rows"
 """The name of the rows among the stores of a search, where a router is to know them."""
@@ -76,7 +77,7 @@ class StoreRouter:
     def __call__(self, query: str) -> Route:
         """Return the route of a query."""
         values = self.features(query)
-        why = tuple(name for name, value in zip(FEATURES, values, strict=True) if value)
+        why = tuple(name for name, value in zip(FEATURES[:6], values, strict=False) if value)
         quotes, conditions, named, ordered, relation, entity = values[:6]
         rows = ordered + min(conditions, 1) + named + (conditions > 1) > 1  # one value alone may be any word
         if quotes and (rows or conditions):
@@ -186,3 +187,26 @@ class LearnedRouter:
 def _vectors(rules: StoreRouter, encode: Encode, queries: Sequence[str]) -> NDArray[np.float32]:
     own = np.array([rules.features(query) for query in queries], np.float32)
     return np.concatenate([np.asarray(encode(list(queries)), np.float32), 2 * own], axis=1)
+
+
+def routed(index: Index, **options: Any) -> Searcher:
+    """Return a Searcher over everything an index has, rows and quoted phrases among it, with the router of rules.
+
+    >>> import tempfile
+    >>> from consilience.data.documents import Document
+    >>> from consilience.retrieval.index import Index
+    >>> index = Index.create(tempfile.mkdtemp() + "/index")
+    >>> _ = index.add([Document("a", "How to sort a list."), Document("b", "Sort it out; a list of dogs.")])
+    >>> answer = routed(index).answer(['where is "sort a list"'])[0]
+    >>> answer.route.kind, answer.hits[0].id
+    ('phrase', 'a')
+
+    options: those of the Searcher, but fusion, weights, more and route.
+    """
+    from consilience.retrieval.phrases import Phrases
+    from consilience.retrieval.relational import Rows
+    from consilience.retrieval.searcher import Searcher
+
+    rows = Rows(index)
+    more: dict[str, Store] = {ROWS: rows, PHRASES: Phrases(index)}
+    return Searcher(index, more=more, route=StoreRouter(index, rows=rows), **options)
