@@ -65,7 +65,7 @@ def timed(way: Way, queries: tuple[str, ...]) -> tuple[float, float]:
 
 def searched(report: Report, options: Options, name: str) -> tuple[SearchEvaluation, bool]:
     data = RetrievalData.open(default_data_folder() / "retrieval" / name)
-    queries, documents = options.pick((QUERIES, DOCUMENTS), (4, 20))
+    queries, documents, tokens = options.pick((QUERIES, DOCUMENTS, TOKENS), (2, 10, 24))
     dev, test = (evaluation_set(data, split, queries=queries, documents=documents) for split in ("dev", "test"))
     texts = {key: text for one in (dev, test) for key, text in zip(one.document_ids, one.documents, strict=True)}
     asked = dict(zip(test.query_ids, test.queries, strict=True))
@@ -75,11 +75,11 @@ def searched(report: Report, options: Options, name: str) -> tuple[SearchEvaluat
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        Index.create(Path(folder) / "index", encoders={"minilm": ENCODER}, max_tokens=TOKENS) as index,
+        Index.create(Path(folder) / "index", encoders={"minilm": ENCODER}, max_tokens=tokens) as index,
     ):
         index.add(Document(key, text) for key, text in texts.items())
         weights = tuned_weights(index, dev)
-        late = LateInteractionReranker(ENCODER, max_tokens=TOKENS)
+        late = LateInteractionReranker(ENCODER, max_tokens=tokens)
 
         def way(**settings: Any) -> Way:
             searcher = Searcher(index, **settings)
