@@ -71,7 +71,9 @@ def find_kind(space: VectorSpace) -> Kind:
 
 
 def take(kind: Kind, segment: Arrays, kept: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """Return some documents of a segment."""
+    """Return some documents of a segment; all of them as they are mapped."""
+    if kept.all():
+        return dict(segment)
     found = {name: values[kept] for name, values in segment.items() if name != _STARTS and name not in kind.ragged}
     if kind.ragged:
         counts = np.diff(segment[_STARTS])
@@ -83,6 +85,8 @@ def take(kind: Kind, segment: Arrays, kept: NDArray[np.bool_]) -> dict[str, NDAr
 
 def join(parts: Sequence[Arrays]) -> dict[str, NDArray[Any]]:
     """Return several segments as one, document after document."""
+    if len(parts) == 1:
+        return dict(parts[0])
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != _STARTS}
     if _STARTS in parts[0]:
         counts = np.concatenate([np.diff(part[_STARTS]) for part in parts])
