@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from consilience.bench.experiments import Options, Report, Scores, compare, run
-from consilience.bench.late_interaction import lexical_teacher, ndcg_of_queries
-from consilience.data import Documents, EvaluationSet, TrainingPairs, evaluation_set
+from consilience.bench.late_interaction import first_pairs, lexical_teacher, ndcg_of_queries
+from consilience.data import EvaluationSet, evaluation_set
 from consilience.data.reserved import default_data_folder
 from consilience.data.retrieval import RetrievalData
 from consilience.data.scored_groups import ScoredGroups, score_groups
@@ -37,22 +37,6 @@ KEPT, LOST = 0.7, 0.3  # of the gain on the domain, of the loss elsewhere
 LONG = 24  # tokens
 
 
-def pairs_of(names: tuple[str, ...], count: int, pool: int) -> TrainingPairs:
-    """The first training queries of some sets, with their documents and others."""
-    queries: list[str] = []
-    relevant: list[tuple[int, ...]] = []
-    texts: dict[str, int] = {}
-    for name in names:
-        pairs = RetrievalData.open(default_data_folder() / "retrieval" / name).training_pairs()
-        for query, own in list(zip(pairs.queries, pairs.positives, strict=True))[:count]:
-            queries.append(query)
-            relevant.append((texts.setdefault(pairs.documents.texts[own[0]], len(texts)),))
-        for text in pairs.documents.texts[:pool]:
-            texts.setdefault(text, len(texts))
-    documents = Documents(tuple(map(str, range(len(texts)))), tuple(texts))
-    return TrainingPairs("-".join(names), tuple(queries), tuple(relevant), ((),) * len(queries), documents)
-
-
 def main(options: Options) -> None:
     report = options.report("jacolbert", "JaColBERTv2.5", source="arXiv 2407.20750")
     trained, tested, documents = options.pick((TRAINED, TESTED, DOCUMENTS), (12, 4, 12))
@@ -63,7 +47,10 @@ def main(options: Options) -> None:
         name: evaluation_set(RetrievalData.open(root / name), "test", queries=tested, documents=documents)
         for name in (*GENERAL, DOMAIN)
     }
-    general, domain = pairs_of(GENERAL, trained, documents), pairs_of((DOMAIN,), trained, documents)
+    general, domain = (
+        first_pairs([RetrievalData.open(root / name) for name in names], trained, documents)
+        for names in (GENERAL, (DOMAIN,))
+    )
     found: dict[str, list[Scores]] = {}
     dynamic: dict[str, list[Scores]] = {"dynamic": [], "fixed": []}
 

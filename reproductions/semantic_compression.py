@@ -13,8 +13,16 @@ from typing import Any
 
 import numpy as np
 
-import consilience.bench.subtopics as made
 from consilience.bench.experiments import Options, Report, Scores, run
+from consilience.bench.mixed_questions import random_vectors
+from consilience.bench.subtopics import (
+    draw_documents,
+    follow_ups,
+    labelled_corpus,
+    measure_selection,
+    near_copies,
+    subtopic_queries,
+)
 from consilience.data.reserved import default_data_folder
 from consilience.models import load_encoder
 from consilience.retrieval.selection import Candidates, find_selection, select
@@ -30,8 +38,7 @@ COMPRESSED = [{"method": "facility_location", "lambda_": s, "top_n": top} for s 
 RECALL, PRECISION = 1.15, -0.05  # of top k: the factor, and what may be lost
 COPIES, COPIED, UNIQUE, REPEATED = 3, 400, 9, 5
 LINKED = [{"beta": beta, "starts": starts} for beta in (0.3, 0.5, 0.7) for starts in (1, 3)]
-HOP, SECTIONS = 0.10, 3000
-LARGE, MILLISECONDS, SAMPLE = 20_000, 150, 256
+HOP, SECTIONS, LARGE, MILLISECONDS, SAMPLE = 0.10, 3000, 20_000, 150, 256
 
 
 def bound(report: Report, options: Options) -> None:
@@ -51,27 +58,24 @@ def bound(report: Report, options: Options) -> None:
 
 def subtopics(report: Report, options: Options, encoder: Any) -> None:
     seed = options.seeds[0]
-    corpus = made.labelled_corpus(default_data_folder() / "retrieval" / "community_newsgroups", "group")
-    some = made.draw_documents(corpus, options.pick(DOCUMENTS, 60), seed=seed)
+    corpus = labelled_corpus(default_data_folder() / "retrieval" / "community_newsgroups", "group")
+    some = draw_documents(corpus, options.pick(DOCUMENTS, 60), seed=seed)
     vectors = encoder.encode(some.texts)
     asked = {
-        split: made.subtopic_queries(corpus, split, options.pick(count, 3), seed=seed)
+        split: subtopic_queries(corpus, split, options.pick(count, 3), seed=seed)
         for split, count in (("dev", DEV), ("test", TEST))
     }
     encoded = {split: encoder.encode([query.text for query in own]) for split, own in asked.items()}
 
     def measure(split: str, settings: dict[str, Any]) -> dict[str, np.ndarray]:
-        return made.measure_selection(some.labels, vectors, asked[split], encoded[split], k=K, **settings)
+        return measure_selection(some.labels, vectors, asked[split], encoded[split], k=K, **settings)
 
-    def best(grid: list[dict[str, Any]]) -> dict[str, Any]:
-        return max(grid, key=lambda settings: measure("dev", settings)["alpha-nDCG"].mean())
-
-    ways = {"top k": {"method": "top_k"}, "MMR": best(MMR), "compression": best(COMPRESSED)}
+    best = [max(grid, key=lambda one: measure("dev", one)["alpha-nDCG"].mean()) for grid in (MMR, COMPRESSED)]
+    ways = {"top k": {"method": "top_k"}, "MMR": best[0], "compression": best[1]}
     found = {way: measure("test", settings) for way, settings in ways.items()}
     metrics = list(found["top k"])
     rows = [[way, str(ways[way]), *(found[way][metric].mean() for metric in metrics)] for way in ways]
-    caption = f"{len(asked['test'])} mixed queries, {len(some.ids)} posts, k = {K}"
-    report.table(rows, ["way", "settings, from dev", *metrics], caption)
+    report.table(rows, ["way", "settings, from dev", *metrics], f"{TEST} mixed queries, {len(some.ids)} posts, k = {K}")
     one, other = (float(found[way]["subtopic recall"].mean()) for way in ("compression", "top k"))
     text = f"subtopic recall of compression is {RECALL} times that of top k"
     report.claim(text, one >= RECALL * other, f"{one:.3f}, {other:.3f}: {one / max(other, 1e-9):.3f} times")
@@ -82,7 +86,7 @@ def subtopics(report: Report, options: Options, encoder: Any) -> None:
         left, right = (Scores({metric: found[way][metric]}) for way in ("compression", peer))
         report.difference(text, left, right, margin=margin, decide="mean")
 
-    texts, origins = made.near_copies(some.texts[: options.pick(COPIED, 20)], COPIES, seed=options.seeds[0])
+    texts, origins = near_copies(some.texts[: options.pick(COPIED, 20)], COPIES, seed=options.seeds[0])
     copies, single = (
         encoder.encode(texts),
         encoder.encode([text for text, _ in corpus.queries["test"][: options.pick(60, 3)]]),
@@ -97,13 +101,13 @@ def subtopics(report: Report, options: Options, encoder: Any) -> None:
 
 
 def hops(report: Report, options: Options, encoder: Any) -> None:
-    corpus = made.labelled_corpus(default_data_folder() / "retrieval" / "law_dccode", "section")
-    asked = {split: made.follow_ups(corpus, split)[0][: options.pick(None, 3)] for split in ("dev", "test")}
+    corpus = labelled_corpus(default_data_folder() / "retrieval" / "law_dccode", "section")
+    asked = {split: follow_ups(corpus, split)[0][: options.pick(None, 3)] for split in ("dev", "test")}
     needed = {row for own in asked.values() for one in own for row in (one.first, one.second)}
     order = np.random.default_rng(options.seeds[0]).permutation(len(corpus.ids)).tolist()
     kept = sorted(needed) + [row for row in order if row not in needed][: options.pick(SECTIONS, 40) - len(needed)]
     place = {row: number for number, row in enumerate(kept)}
-    links = [(place[a], place[b]) for a, b in made.follow_ups(corpus, "test")[1] if a in place and b in place]
+    links = [(place[a], place[b]) for a, b in follow_ups(corpus, "test")[1] if a in place and b in place]
     vectors = encoder.encode([corpus.texts[row] for row in kept])
     graph = add_links(neighbour_graph(vectors), links)
 
@@ -123,13 +127,10 @@ def hops(report: Report, options: Options, encoder: Any) -> None:
 
 
 def speed(report: Report, options: Options) -> None:
-    random = np.random.default_rng(options.seeds[0])
-    vectors = random.normal(size=(options.pick(LARGE, 500), 384)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    query, spent = vectors[0] + 0.02 * random.normal(size=384).astype(np.float32), []
+    vectors, spent = random_vectors(options.pick(LARGE, 500), 384, seed=options.seeds[0]), []
     for _ in range(5):
         started = time.process_time()
-        select(vectors, query=query, k=20, method="facility_location", sample=SAMPLE)
+        select(vectors, query=vectors[0], k=20, method="facility_location", sample=SAMPLE)
         spent.append(1000 * (time.process_time() - started))
     text = f"{len(vectors)} candidates, k = 20: {MILLISECONDS} ms of one core, coverage estimated from {SAMPLE}"
     report.claim(text, float(np.median(spent)) < MILLISECONDS, f"{np.median(spent):.0f} ms")

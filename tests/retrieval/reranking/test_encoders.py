@@ -55,6 +55,12 @@ def test_a_cross_encoder_reads_pairs(tmp_path: Path, labels: int) -> None:
     assert reranker.rerank("w4", []) == []
 
 
+def test_a_long_query_leaves_room_for_the_document(tmp_path: Path) -> None:
+    reranker = CrossEncoder(classifier(tmp_path / "model", 1), max_tokens=16)
+    found = dict(reranker.rerank("w4 w5 w6 " * 20, DOCUMENTS))
+    assert len(found) == len(DOCUMENTS) and len(set(found.values())) > 1
+
+
 def test_folders_that_are_no_cross_encoders(tmp_path: Path, encoder: Path) -> None:
     with pytest.raises(CheckpointError, match="it is no cross-encoder"):
         CrossEncoder(encoder)

@@ -15,7 +15,7 @@ import numpy as np
 from consilience.data.documents import Document
 from consilience.errors import CheckpointError
 from consilience.models.batching import length_sorted_batches
-from consilience.models.heads import longest_input, open_with_head
+from consilience.models.heads import longest_input, open_with_head, tokenise_pairs
 from consilience.retrieval.reranking.protocol import Ranked, by_score
 
 __all__ = ["CrossEncoder"]
@@ -27,8 +27,9 @@ class CrossEncoder:
     """Scores of a sequence classifier for pairs of texts.
 
     folder: of transformers or of sentence-transformers' CrossEncoder, with one label (its logit is the score) or two
-    (the second's logit above the first's). max_tokens: of a pair; only the document is cut. Nothing is downloaded.
-    Raises CheckpointError for a folder without a classifier's weights or with another number of labels.
+    (the second's logit above the first's). max_tokens: of a pair; the document is cut, and a query of more than half.
+    Nothing is downloaded. Raises CheckpointError for a folder without a classifier's weights or with another number of
+    labels.
     """
 
     def __init__(self, folder: str | Path, *, device: str | None = None, max_tokens: int | None = None) -> None:
@@ -46,9 +47,7 @@ class CrossEncoder:
         if not documents:
             return []
         texts = [document.full_text for document in documents]
-        found = self.tokenizer(
-            [query] * len(texts), texts, truncation="only_second", max_length=self.max_tokens, verbose=False
-        )
+        found = tokenise_pairs(self.tokenizer, [query] * len(texts), texts, self.max_tokens)
         lengths = np.array([len(ids) for ids in found["input_ids"]], np.int64)
         scores = np.empty(len(texts), np.float32)
         for rows in length_sorted_batches(lengths, _BATCH_TOKENS):
