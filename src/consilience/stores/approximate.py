@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ _RESCORED = 10  # times k candidates of quantised vectors are compared exactly
 _LEAST = {"hnsw": 1, "ivfflat": 1_000, "ivfpq": 10_000}  # documents that it takes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Approximate:
     """An opened index of a space: the rows of `index` are the documents `numbers`, all below `covered`."""
 
@@ -42,23 +42,20 @@ class Approximate:
     index: Any
     numbers: NDArray[np.int64]
     covered: int
+    _state: tuple[NDArray[np.bool_], Any, NDArray[np.bool_] | None] | None = field(default=None, repr=False)
 
     def search(
         self, segments: Sequence[Arrays], queries: NDArray[np.float32], k: int, live: NDArray[np.bool_]
     ) -> list[Found]:
         """Return the nearest live documents: those that it covers approximately, newer ones exactly."""
-        faiss = _faiss()
         count = min(k * (_RESCORED if self.kind == "ivfpq" else 1), len(self.numbers))
-        there = live[self.numbers]
-        selected = None if there.all() else faiss.IDSelectorBitmap(np.packbits(there, bitorder="little"))
+        selected, newer = self._of(live)
         scores, rows = self.index.search(queries, count, params=self._parameters(count, selected))
         numbers = np.where(rows >= 0, self.numbers[rows], -1)
         scores = np.where(rows >= 0, scores, -np.inf).astype(np.float32)
         if self.kind == "ivfpq":
             scores = _exact_scores(segments, queries, numbers)
-        newer = live.copy()
-        newer[: self.covered] = False
-        if newer.any():
+        if newer is not None:
             exact = search_vectors(segments, queries, k, newer)
             found = [
                 (np.concatenate([own, more.numbers]), np.concatenate([values, more.scores]))
@@ -66,6 +63,16 @@ class Approximate:
             ]
             return [merge_found(own[None], values[None], k)[0] for own, values in found]
         return merge_found(numbers, scores, k)
+
+    def _of(self, live: NDArray[np.bool_]) -> tuple[Any, NDArray[np.bool_] | None]:
+        """Return which rows may be found, None for all, and which documents it does not cover; kept for a commit."""
+        state = self._state
+        if state is None or state[0] is not live:
+            there, newer = live[self.numbers], live.copy()
+            newer[: self.covered] = False
+            selected = None if there.all() else _faiss().IDSelectorBitmap(np.packbits(there, bitorder="little"))
+            state = self._state = live, selected, newer if newer.any() else None
+        return state[1], state[2]
 
     def _parameters(self, count: int, selected: Any) -> Any:
         faiss = _faiss()
