@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from consilience.errors import ConsilienceError, Problems, RequestError, WorkErr
 from consilience.retrieval.answer import Answer, Hit
 from consilience.retrieval.expansion.protocol import Expansion, Variation, combined
 from consilience.retrieval.fusion import Origin, Ranking, find_fusion, fuse
+from consilience.retrieval.fusion.arrays import weighted_pair
 from consilience.retrieval.linking import entities_of
 from consilience.retrieval.selection import selection_names
 from consilience.retrieval.weighting import GRAPH, TEXT, default_weights
@@ -116,6 +118,12 @@ class Searcher:
         self.select, self.select_options, self.select_depth = select, dict(select_options or {}), select_depth
         dense = [name for name, one in index.stores.spaces.items() if one.kind == "dense"]
         self._selects_by = dense[0] if dense else ""
+        self._cosine = {
+            name
+            for name in self.stores
+            for one, space in index.stores.spaces.items()  # a bundle's spaces are "NAME-EXPERT"
+            if space.kind == "dense" and space.similarity == "cosine" and (one == name or one.startswith(f"{name}-"))
+        }
         if select is not None:
             if select not in selection_names():
                 problems.add(f"select {select!r} is unknown{did_you_mean(select, selection_names())}")
@@ -127,6 +135,7 @@ class Searcher:
         fuse({name: [] for name in self.stores}, fusion, weights=weights, **options)  # what is wrong is said here
         self._method = find_fusion(fusion)
         self._adapts = fusion == "weighted" and weights is None
+        self._counted = -math.inf, 0  # when, and how many documents there were
         self._pool = ThreadPoolExecutor(len(self.stores), "search") if len(self.stores) > 1 or seconds else None
 
     def search(
@@ -180,10 +189,8 @@ class Searcher:
         stores = [name for name in self.stores if name in found]
         routes = self._routes(queries, seconds)
         started = time.perf_counter()
-        lists = [{name: _pairs(found[name][place]) for name in stores} for place in range(len(queries))]
-        weights = [
-            self._weights({name: found[name][place] for name in stores}, route) for place, route in enumerate(routes)
-        ]
+        lists = [{name: found[name][place] for name in stores} for place in range(len(queries))]
+        weights = [self._weights(own, route) for own, route in zip(lists, routes, strict=True)]
         wanted = max(k, self.rerank_depth if self.rerank else 0, self.select_depth if self.select else 0)
         floors = [0.0 if route is None or not route.weights else _ROUTED for route in routes]
         fused = [self._fused(*one, wanted) for one in zip(lists, weights, floors, strict=True)]
@@ -265,7 +272,7 @@ class Searcher:
                 seconds[name] = time.perf_counter() - started
             return found
 
-        if self._pool is None or (self.seconds is None and len(self.index.stores) < _LARGE):
+        if self._pool is None or (self.seconds is None and not self._large()):
             asked: dict[str, Callable[[], list[Found]]] = {name: partial(one, name) for name in self.stores}
         else:
             running: dict[str, Future[list[Found]]] = {name: self._pool.submit(one, name) for name in self.stores}
@@ -290,6 +297,13 @@ class Searcher:
             raise WorkError("; ".join(f"{name}: {why}" for name, why in (failed or {}).items()))
         return found
 
+    def _large(self) -> bool:
+        """Return whether stores are worth a thread each; how many documents there are is looked up once a second."""
+        now = time.monotonic()
+        if now > self._counted[0] + 1:
+            self._counted = now, len(self.index.stores)
+        return self._counted[1] >= _LARGE
+
     def _from_store(self, name: str, queries: Sequence[str], depth: int, where: Where | None) -> list[Found]:
         if name == TEXT:
             return self.index.stores.search_text(queries, depth, where=where)
@@ -308,22 +322,24 @@ class Searcher:
             chosen = {name: route.weights.get(name, 0.0) if len(found[name]) else 0.0 for name in found}
             return {name: weight / sum(chosen.values()) for name, weight in chosen.items()}
         if self._adapts:
-            return default_weights(found, list(found))
+            return default_weights(found, list(found), self._cosine)
         return {name: 1.0 if self.weights is None else self.weights[name] for name in found}
 
     def _fused(
-        self, lists: Mapping[str, Ranking], weights: Mapping[str, float], floor: float, k: int
+        self, lists: Mapping[str, Found], weights: Mapping[str, float], floor: float, k: int
     ) -> list[tuple[int, float]]:
         if len(lists) == 1:
-            found = next(iter(lists.values()))[:k]
-        elif self._adapts:  # lists of stores are in order and finite: nothing to check
+            return _pairs(next(iter(lists.values())), k)
+        if self._adapts:  # lists of stores are in order and finite: nothing to check
             names = [name for name in lists if weights[name] > 0]
-            shares = [weights[name] for name in names]
-            found = self._method([lists[name] for name in names], weights=shares, **({"floor": floor} if floor else {}))
-            found = found[:k]
+            own, shares = [lists[name] for name in names], [weights[name] for name in names]
+            if len(names) == 2:
+                return weighted_pair(own, shares, floor, k)
+            found = self._method([_pairs(one) for one in own], weights=shares, **({"floor": floor} if floor else {}))
         else:
-            found = fuse(lists, self.fusion, weights=None if self.weights is None else weights, k=k, **self.options)
-        return [(int(key), score) for key, score in found]
+            pairs: dict[str, Ranking] = {name: _pairs(one) for name, one in lists.items()}
+            found = fuse(pairs, self.fusion, weights=None if self.weights is None else weights, **self.options)
+        return [(int(key), score) for key, score in found[:k]]
 
     def _selected(self, hits: list[Hit], k: int) -> list[Hit]:
         """Return k of the best hits that are relevant and differ; relevance is their score, from 0 to 1."""
@@ -367,18 +383,16 @@ def _of_queries(
     return found
 
 
-def _origins(lists: Mapping[str, Ranking], wanted: Sequence[tuple[int, float]]) -> dict[int, dict[str, Origin]]:
+def _origins(lists: Mapping[str, Found], wanted: Sequence[tuple[int, float]]) -> dict[int, dict[str, Origin]]:
     """Return where every list had the documents that are wanted."""
-    places = {name: {key: place for place, (key, _) in enumerate(own)} for name, own in lists.items()}
-    return {
-        number: {
-            name: Origin(place + 1, lists[name][place][1])
-            for name, own in places.items()
-            if (place := own.get(number)) is not None
-        }
-        for number, _ in wanted
-    }
+    found: dict[int, dict[str, Origin]] = {number: {} for number, _ in wanted}
+    for name, own in lists.items():
+        places = dict(zip(own.numbers.tolist(), range(len(own)), strict=True))
+        for number, mine in found.items():
+            if (place := places.get(number)) is not None:
+                mine[name] = Origin(place + 1, float(own.scores[place]))
+    return found
 
 
-def _pairs(found: Found) -> Ranking:
-    return list(zip(found.numbers.tolist(), found.scores.tolist(), strict=True))
+def _pairs(found: Found, k: int | None = None) -> list[tuple[int, float]]:
+    return list(zip(found.numbers[:k].tolist(), found.scores[:k].tolist(), strict=True))

@@ -184,7 +184,8 @@ def _faiss() -> Any:
 
 def known(space: str, meta: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a commit keeps of the approximate index of a space."""
-    found: dict[str, Any] | None = json.loads(meta.get(_KEY + space) or "null")
+    kept = meta.get(_KEY + space)
+    found: dict[str, Any] | None = json.loads(kept) if kept else None
     return found
 
 

@@ -67,7 +67,8 @@ def open_segment(
             wrong.append(f"{path} has another checksum than when it was written")
         else:
             empty = size <= _HEADER  # a file cannot be mapped from its end on
-            found[array] = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
+            values = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
+            found[array] = values.view(np.ndarray)  # numpy is slower with its own class of mapped arrays
     if wrong:
         raise VerificationError("; ".join(wrong) + ": restore the file from a copy, or index again")
     return found

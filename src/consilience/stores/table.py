@@ -44,6 +44,8 @@ CREATE TABLE segments(name TEXT PRIMARY KEY, space TEXT NOT NULL, rows INTEGER N
 """
 _COLUMNS = "number, id, parent, title, source, text, parts, fields"
 _WAIT = 30.0  # seconds for another process to finish its commit
+_FEW = 100  # documents that are asked for by a parameter each
+_CACHE = 16_384  # KiB of pages that a connection holds
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Table:
                 found = sqlite3.connect(uri, uri=True, timeout=_WAIT, isolation_level=None, check_same_thread=False)
                 if self._write:
                     found.execute("PRAGMA synchronous = FULL")
+                found.execute(f"PRAGMA cache_size = -{_CACHE}")
                 found.execute("SELECT count(*) FROM meta")
             self._local.connection = found
             with self._lock:
@@ -170,8 +173,11 @@ class Table:
 
     def documents(self, numbers: Iterable[int]) -> dict[int, Document]:
         """Return documents by number, also those that are gone but not yet compacted away."""
-        query = f"SELECT {_COLUMNS} FROM documents WHERE number IN (SELECT value FROM json_each(?))"
-        return {row[0]: _document(row) for row in self.rows(query, [json.dumps([int(n) for n in numbers])])}
+        wanted = [int(number) for number in numbers]
+        few = len(wanted) <= _FEW  # faster than a list of JSON
+        among = ", ".join("?" * len(wanted)) if few else "SELECT value FROM json_each(?)"
+        query = f"SELECT {_COLUMNS} FROM documents WHERE number IN ({among})"
+        return {row[0]: _document(row) for row in self.rows(query, wanted if few else [json.dumps(wanted)])}
 
     def by_id(self, ids: Iterable[str]) -> dict[str, tuple[int, str]]:
         """Return number and digest of those ids that are there now."""
@@ -306,23 +312,34 @@ def _document(row: Sequence[Any]) -> Document:
     return Document(name, content, title, json.loads(fields), parent, source)
 
 
-@contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    """Say in our words what SQLite and the disk complain of."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        text = str(error)
-        if "locked" in text:
-            raise StorageError(f"{path}: another process has been writing for {_WAIT:g} s; try again") from error
-        if "full" in text:
-            raise StorageError(f"{path}: the disk is full; the last commit stands: free some space") from error
-        if "unable to open" in text or "no such table" in text:
-            raise VerificationError(f"{path}: missing, or no table of an index ({text})") from error
-        raise StorageError(f"{path}: {text}; the last commit stands") from error
-    except sqlite3.DatabaseError as error:
+class _storage:
+    """Say in our words what SQLite and the disk complain of; contextlib's own would cost more than many a query."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            raise
-        raise VerificationError(f"{path}: damaged ({error}); restore it, or index again") from error
-    except OSError as error:
-        raise storage_error(path, error) from error
+            return
+        if isinstance(error, sqlite3.DatabaseError):
+            raise _explained(self.path, error) from error
+        if isinstance(error, OSError):
+            raise storage_error(self.path, error) from error
+
+
+def _explained(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    text = str(error)
+    if not isinstance(error, sqlite3.OperationalError):
+        return VerificationError(f"{path}: damaged ({error}); restore it, or index again")
+    if "locked" in text:
+        return StorageError(f"{path}: another process has been writing for {_WAIT:g} s; try again")
+    if "full" in text:
+        return StorageError(f"{path}: the disk is full; the last commit stands: free some space")
+    if "unable to open" in text or "no such table" in text:
+        return VerificationError(f"{path}: missing, or no table of an index ({text})")
+    return StorageError(f"{path}: {text}; the last commit stands")

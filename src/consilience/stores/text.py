@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from consilience.core.atomic import storage_error
 from consilience.core.hashing import file_xxh3
 from consilience.errors import StorageError, VerificationError
-from consilience.stores.vectors import Found
+from consilience.stores.vectors import Found, merge_found
 from consilience.stores.words import MOST_WORDS, analyser, rarities, telling_words
 
 __all__ = ["TextStore", "damaged_files"]
@@ -114,32 +115,36 @@ class TextStore:
         words = Counter(self.words(text))
         if not words or not k or (allowed is not None and not len(allowed)):
             return Found(np.empty(0, np.int64), np.empty(0, np.float32))
-        query = self._query(words)
+        terms = {word: self._term(word) for word, _ in words.most_common(MOST_WORDS)}
+        query = self._query(words, terms)
         if allowed is not None and len(allowed) < searcher.num_docs:
             query = self._among(query, allowed.tolist())
         limit = k
         while True:
             hits = searcher.search(query, limit, count=False).hits
-            addresses = [address for _, address in hits]
-            numbers = np.array(searcher.fast_field_values("number", addresses), np.int64)
+            values, addresses = zip(*hits, strict=True) if hits else ((), ())
+            numbers = np.array(searcher.fast_field_values("number", list(addresses)), np.int64)
             known = numbers < len(live)
             known[known] = live[numbers[known]]
             if len(hits) < limit or np.count_nonzero(known) >= k:
                 break
             limit *= 4
-        scores = np.array([score for score, _ in hits], np.float32)[known]
-        numbers = numbers[known]
-        order = np.lexsort((numbers, -scores))[:k]
-        telling = telling_words(words, self.language)
-        coverage = self._coverage(searcher, telling, int(numbers[order[0]])) if len(order) and telling else 0.0
-        return Found(numbers[order], scores[order], coverage if telling else None)
+        scores = np.array(values, np.float32)
+        if not known.all():
+            scores[~known] = -np.inf
+        found = merge_found(numbers[None], scores[None], k)[0]
+        telling = telling_words(terms, self.language)
+        if not telling:
+            return found
+        rare = self._coverage(searcher, {word: terms[word] for word in telling}, found) if len(found) else 0.0
+        return replace(found, coverage=rare)
 
-    def _query(self, words: Counter[str]) -> Any:
+    def _query(self, words: Counter[str], terms: Mapping[str, Any]) -> Any:
         import tantivy
 
         parts = []
-        for word, times in words.most_common(MOST_WORDS):
-            part = self._term(word)
+        for word, part in terms.items():
+            times = words[word]
             parts.append((tantivy.Occur.Should, part if times == 1 else tantivy.Query.boost_query(part, float(times))))
         return tantivy.Query.boolean_query(parts)
 
@@ -148,19 +153,23 @@ class TextStore:
 
         return tantivy.Query.term_query(self._schema, "words", word, "freq")
 
-    def _coverage(self, searcher: Any, telling: Sequence[str], number: int) -> float:
-        """Return the share of words that a document has, each with its inverse document frequency."""
+    def _coverage(self, searcher: Any, telling: Mapping[str, Any], found: Found) -> float:
+        """Return the share of words that the best document has, each with its inverse document frequency."""
         import tantivy
 
         rarity = rarities({word: searcher.doc_freq("words", word) for word in telling}, searcher.num_docs)
-        parts = [
-            (tantivy.Occur.Should, tantivy.Query.const_score_query(self._term(w), r)) for w, r in rarity.items() if r
-        ]
-        only = tantivy.Query.const_score_query(tantivy.Query.term_query(self._schema, "number", number), 0.0)
-        both = [(tantivy.Occur.Must, tantivy.Query.boolean_query(parts)), (tantivy.Occur.Must, only)]
-        found = searcher.search(tantivy.Query.boolean_query(both), 1, count=False).hits
         total = math.fsum(rarity.values())
-        return min(found[0][0] / total, 1.0) if found and total else 0.0
+        if not total:
+            return 0.0
+        parts = [
+            (tantivy.Occur.Should, tantivy.Query.const_score_query(telling[word], rare))
+            for word, rare in rarity.items()
+            if rare
+        ]
+        number = tantivy.Query.term_query(self._schema, "number", int(found.numbers[0]))
+        only = (tantivy.Occur.Must, tantivy.Query.const_score_query(number, 0.0))
+        hits = searcher.search(tantivy.Query.boolean_query([only, *parts]), 1, count=False).hits
+        return min(hits[0][0] / total, 1.0) if hits else 0.0
 
     def _among(self, query: Any, allowed: Sequence[int]) -> Any:
         import tantivy

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from consilience.errors import RequestError
+from consilience.stores.coded import coded
 from consilience.stores.segments import Arrays
 
 __all__ = ["Found", "check_dense", "check_vectors", "merge_found", "rows_of", "search_vectors"]
@@ -17,6 +20,9 @@ _BLOCK = 1 << 24  # bytes of vectors looked at in one go: they stay in the proce
 _BATCH = 8  # queries from which on one product of matrices is faster than faiss, 2.3 times with 32
 _MOST = 512  # queries whose products with a block are held at once
 _GATHER = 0.3  # with fewer rows allowed than this share, they are copied together first
+_RARE = 0.1  # with fewer rows allowed than this share, the smaller copy of all is not worth it
+
+Best = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,17 @@ def check_vectors(
     found = np.ascontiguousarray(vectors, np.float32)
     if found.ndim != 2 or found.shape[1] != dimension:
         raise RequestError(f"{what}: vectors of shape {list(found.shape)}; this space has {dimension} dimensions")
-    if not np.isfinite(found.sum(dtype=np.float64)):
+    lengths = np.sqrt(np.einsum("ij,ij->i", found, found))
+    if not np.isfinite(lengths).all():
         rows = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(rows):
             who = ", ".join(names[row] if names else f"number {row}" for row in rows[:5])
             raise RequestError(f"{what}: NaN or infinity in {len(rows)} vectors ({who}); check the encoder's weights")
+        lengths = np.linalg.norm(found.astype(np.float64), axis=1).astype(np.float32)  # squares were too large
     if not cosine:
         return found
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.asarray(found / np.where(lengths > 0, lengths, 1), np.float32)
+    lengths[lengths == 0] = 1
+    return np.asarray(found / lengths[:, None], np.float32)
 
 
 def search_vectors(
@@ -70,23 +78,21 @@ def search_vectors(
     """
     numbers: list[NDArray[np.int64]] = []
     scores: list[NDArray[np.float32]] = []
+    everything = bool(live.all())
     for segment in segments:
-        own = segment["numbers"]
-        allowed = live[own]
-        count = int(np.count_nonzero(allowed))
+        own, vectors = segment["numbers"], segment["vectors"]
+        allowed = None if everything else live[own]
+        count = len(own) if allowed is None else int(np.count_nonzero(allowed))
         if not count:
             continue
-        if count < _GATHER * len(own):
-            rows = np.flatnonzero(allowed)
-            places, values = _blocks(queries, segment["vectors"][rows], k, None)
-            places = rows[places]
-        else:
-            places, values = _blocks(queries, segment["vectors"], k, None if count == len(own) else allowed)
+        if count == len(own):
+            allowed = None
+        places, values = _by_copy(queries, vectors, k, allowed, count) or _blocks(queries, vectors, k, allowed, count)
         numbers.append(own[places])
         scores.append(values)
     if not numbers:
         return [Found(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-    return merge_found(np.concatenate(numbers, axis=1), np.concatenate(scores, axis=1), k)
+    return merge_found(_joined(numbers), _joined(scores), k)
 
 
 def check_dense(name: str, kind: str) -> None:
@@ -117,40 +123,102 @@ def merge_found(numbers: NDArray[np.int64], scores: NDArray[np.float32], k: int)
     """Return the best `k` of several lists side by side, (queries, any); scores of minus infinity are no finds."""
     found = []
     for own, values in zip(numbers, scores, strict=True):
-        order = np.lexsort((own, -values))[:k]
-        order = order[values[order] > -np.inf]
-        found.append(Found(own[order], values[order]))
+        if len(own) > k or not (values[1:] < values[:-1]).all():  # else it is in order as it is
+            order = np.lexsort((own, -values))[:k]
+            own, values = own[order], values[order]
+        if len(values) and values[-1] == -np.inf:
+            there = values > -np.inf
+            own, values = own[there], values[there]
+        found.append(Found(own, values))
     return found
 
 
-def _blocks(
-    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return places and scores of the best k of all blocks, unsorted between blocks."""
+def _by_copy(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None, count: int
+) -> Best | None:
+    """Return what `_blocks` does, by a smaller copy of the vectors; None where there is none, or it is not certain."""
+    if len(queries) >= _BATCH or not 0 < k < count or count < _RARE * len(vectors):
+        return None
+    copy = coded(vectors)
+    if copy is None or not copy.useful(allowed is not None):
+        return None
+    found = [copy.search(query[None], k, partial(_scores, vectors, query[None]), allowed) for query in queries]
+    certain = [one for one in found if one is not None]
+    if len(certain) < len(found):
+        return None
+    return np.stack([places for places, _ in certain]), np.stack([scores for _, scores in certain])
+
+
+def _scores(vectors: NDArray[np.float32], query: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the scores of some rows, to the bit those of a search through all."""
     import faiss
 
+    values, order = faiss.knn(query, vectors[places], len(places), metric=faiss.METRIC_INNER_PRODUCT)
+    scores = np.empty(len(places), np.float32)
+    scores[order[0]] = values[0]
+    return scores
+
+
+def _blocks(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None, count: int
+) -> Best:
+    """Return places and scores of the best k of all blocks, unsorted between blocks; count: of rows that are allowed.
+
+    A few queries by faiss, many by a product of matrices: the scores of the two may differ in the last bit, but no
+    filter changes them.
+    """
     if len(queries) > _MOST:
-        parts = [
-            _blocks(queries[start : start + _MOST], vectors, k, allowed) for start in range(0, len(queries), _MOST)
-        ]
+        steps = range(0, len(queries), _MOST)
+        parts = [_blocks(queries[start : start + _MOST], vectors, k, allowed, count) for start in steps]
         return np.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts])
-    step = max(_BLOCK // (4 * vectors.shape[1]), 1024)
+    few, width = len(queries) < _BATCH, 4 * vectors.shape[1]
+    step = max(_BLOCK // width, 1024)
     places, scores = [], []
-    for start in range(0, len(vectors), step):
-        block = np.ascontiguousarray(vectors[start : start + step], np.float32)
-        count = min(k, len(block))
-        if allowed is None and len(queries) < _BATCH:
-            values, found = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
+    for rows in _rows(allowed, count, len(vectors), step, copied=few or count < _GATHER * len(vectors)):
+        block = np.ascontiguousarray(vectors[rows], np.float32)
+        if not len(block):
+            continue
+        masked = allowed is not None and isinstance(rows, slice)
+        found, values = _best(queries, block, k, allowed[rows] if masked else None)  # type: ignore[index]
+        if isinstance(rows, slice):
+            places.append(found + rows.start if rows.start else found)
         else:
-            every = queries @ block.T
-            if allowed is not None:
-                every[:, ~allowed[start : start + step]] = -np.inf
-            last = len(block) - count
-            found = np.argpartition(every, last, axis=1)[:, last:] if last else _all_places(every)
-            values = np.take_along_axis(every, found, axis=1)
-        places.append(found.astype(np.int64) + start)
+            places.append(rows[found])
         scores.append(values)
-    return np.concatenate(places, axis=1), np.concatenate(scores, axis=1)
+    return _joined(places), _joined(scores)
+
+
+def _rows(
+    allowed: NDArray[np.bool_] | None, count: int, length: int, step: int, *, copied: bool
+) -> Iterator[slice | NDArray[np.int64]]:
+    """Yield the rows of each block: all of them, or the numbers of those that are allowed, to be copied together."""
+    if allowed is None or not copied:
+        yield from (slice(start, start + step) for start in range(0, length, step))
+    elif count <= step:
+        yield np.flatnonzero(allowed)
+    else:
+        yield from (np.flatnonzero(allowed[start : start + step]) + start for start in range(0, length, step))
+
+
+def _best(queries: NDArray[np.float32], block: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None) -> Best:
+    """Return places in a block and scores of the best k, in no order."""
+    import faiss
+
+    count = min(k, len(block))
+    if allowed is None and len(queries) < _BATCH:
+        values, found = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
+        return found, values
+    every = queries @ block.T
+    if allowed is not None:
+        every[:, ~allowed] = -np.inf
+    last = len(block) - count
+    found = np.argpartition(every, last, axis=1)[:, last:] if last else _all_places(every)
+    return found, np.take_along_axis(every, found, axis=1)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Return lists side by side."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _all_places(scores: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from consilience.errors import RecipeError, did_you_mean
 
@@ -29,8 +29,7 @@ Fused = list[tuple[Key, float]]
 Fusion = Callable[..., Fused]
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where one list had a key: `rank` from 1, `score` as the list gave it."""
 
     rank: int
