@@ -28,7 +28,8 @@ def index(
     path: Annotated[
         str,
         typer.Argument(
-            help="File or folder: txt, md, html, pdf, jsonl, csv, parquet, sqlite; or sqlite:///FILE?table=NAME."
+            help="File or folder: txt, md, html, pdf, jsonl, csv, parquet, sqlite; or the tables of a database: "
+            "sqlite:///FILE?table=NAME, postgresql://… (by SQLAlchemy)."
         ),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder of the index, or postgresql://…?index=NAME.")],
@@ -87,7 +88,7 @@ def index(
         show_json(done.summary())
         return
     counts, report = done.reading.counts, done.report
-    show_table(f"{path}", ("read", ""), [(what, count) for what, count in counts.items()], right=(1,))
+    show_table(done.reading.shown, ("read", ""), [(what, count) for what, count in counts.items()], right=(1,))
     rows = [(what, count) for what, count in vars(report).items()]
     if done.edges:
         rows.append(("edges", done.edges))

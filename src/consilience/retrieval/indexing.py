@@ -86,16 +86,16 @@ def index_files(
     >>> index_files(folder / "files", folder / "index", progress=False).report.unchanged
     1
 
-    path: a file, a folder, or `sqlite:///FILE?table=NAME`; see `Reading`. encoders: space -> reference; None: the
-    default encoder where its package is installed, else words alone, with a notice. copies: keep documents whose title
-    and text are those of an earlier one. near_duplicates: leave out documents that are at least so similar (0 to 1) to
-    an earlier one, by their runs of five words. edges: what to extract relations from: "links", "tables", "rules" (see
-    `consilience.data.ingestion.edges`). All of these, and language, chunks, words, max_tokens, are settled when the
-    index is made, and kept: a later call takes the index's. prune: delete documents that the files no longer hold, but
-    those of files that cannot be read. approximate: the kind of index that dense spaces get at the end (see
-    `Index.approximate`). batch: pieces of a commit. A call that is interrupted has kept all commits
-    before; the same call goes on. Files are read as they come: memory holds a batch, the largest file that is not of
-    rows, and some hundred bytes for every piece.
+    path: a file, a folder, `sqlite:///FILE?table=NAME`, or the address of a database server; see `Reading`. encoders:
+    space -> reference; None: the default encoder where its package is installed, else words alone, with a notice.
+    copies: keep documents whose title and text are those of an earlier one. near_duplicates: leave out documents that
+    are at least so similar (0 to 1) to an earlier one, by their runs of five words. edges: what to extract relations
+    from: "links", "tables", "rules" (see `consilience.data.ingestion.edges`). All of these, and language, chunks,
+    words, max_tokens, are settled when the index is made, and kept: a later call takes the index's. prune: delete
+    documents that the files no longer hold, but those of files that cannot be read. approximate: the kind of index that
+    dense spaces get at the end (see `Index.approximate`). batch: pieces of a commit. A call that is interrupted has
+    kept all commits before; the same call goes on. Files are read as they come: memory holds a batch, the largest file
+    that is not of rows, and some hundred bytes for every piece.
 
     Raises DataError where there is nothing at the path, RequestError for settings that are none, WorkError where the
     files hold no document, and what `Index` raises.
@@ -139,12 +139,12 @@ def index_files(
             kept.get("edges", ()),
             Indexed(Report(), reading, notices=tuple(notices)),
         )
-        bar = _Growing(0, "pieces", f"indexing {path}", enabled=progress)
+        bar = _Growing(0, "pieces", f"indexing {reading.shown}", enabled=progress)
         with bar:
             _write(index, work, bar, batch)
         indexed = work.indexed
         if not indexed.pieces:
-            raise WorkError(f"{path}: {_nothing(reading)}; the index holds what it held before")
+            raise WorkError(f"{reading.shown}: {_nothing(reading)}; the index holds what it held before")
         if prune:
             _prune(index, work)
         if approximate is not None:

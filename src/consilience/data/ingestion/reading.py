@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, unquote
 
 from consilience.data.documents import Document, check_documents
 from consilience.data.ingestion.near_duplicates import NearDuplicates
-from consilience.data.ingestion.readers.protocol import Failed, Notice
+from consilience.data.ingestion.readers.database import Database, is_database
+from consilience.data.ingestion.readers.protocol import Failed, Item, Notice
 from consilience.data.ingestion.readers.rows import rows_in as rows_in_file
 from consilience.data.ingestion.readers.sqlite import check_tables
 from consilience.data.ingestion.readers.sqlite import rows_in as rows_in_database
@@ -49,7 +50,8 @@ class Reading:
     >>> [document.id for document in reading], reading.counts["empty"], reading.counts["of no known kind"]
     (['a.txt', 'b.md'], 1, 1)
 
-    path: a file, a folder, or "sqlite:///FILE?table=NAME" (`table` may be given again; without it all tables).
+    path: a file, a folder, "sqlite:///FILE?table=NAME" (`table` may be given again; without it all tables), or the
+    address of a database server (see `readers.database`).
 
     Ids are paths below the folder, with "#" and the row's id or number for files of rows; the order is that of the
     names. Names that start with a dot are left out. `counts`: files; items, that is what the files hold: documents
@@ -72,7 +74,14 @@ class Reading:
     tables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._unread: set[str] = set()
+        if self.near_duplicates is not None:
+            NearDuplicates(self.near_duplicates).close()
         given, self._folder = str(self.path), Path(self.path)
+        self._database = Database.open(given) if is_database(given) else None
+        self._address = given.startswith(_SQLITE)
+        if self._database is not None:
+            return
         if given.startswith(_SQLITE):
             file, _, query = given.removeprefix(_SQLITE).partition("?")
             options = parse_qs(query, keep_blank_values=True)
@@ -81,18 +90,21 @@ class Reading:
             self._folder, self.tables = Path(unquote(file)), tuple(dict.fromkeys(options.get("table", ())))
             if self._folder.is_file():
                 check_tables(self._folder, self.tables)
-        self._address = given.startswith(_SQLITE)
         if not self._folder.exists():
             raise DataError(f"{self._folder}: no such file or folder")
-        if self.near_duplicates is not None:
-            NearDuplicates(self.near_duplicates).close()
-        self._unread: set[str] = set()
+
+    @property
+    def shown(self) -> str:
+        """The path as it may be shown: an address without its password."""
+        return str(self.path) if self._database is None else self._database.shown
 
     def files(self) -> Iterator[Path]:
         """Yield the files, in the order of their names; links are yielded, and not followed into folders."""
         yield from self._walk(None)
 
     def _walk(self, onerror: Callable[[OSError], None] | None) -> Iterator[Path]:
+        if self._database is not None:
+            return
         if not self._folder.is_dir():
             yield self._folder
             return
@@ -105,7 +117,7 @@ class Reading:
 
     def expected(self) -> int:
         """Return about how many items the files hold, by counting rows and files; what cannot be read is one."""
-        count = 0
+        count = 0 if self._database is None else self._database.count()
         for file in self.files():
             try:
                 regular = file.stat().st_size and S_ISREG(file.stat().st_mode)
@@ -133,8 +145,8 @@ class Reading:
         near = None if self.near_duplicates is None else NearDuplicates(self.near_duplicates)
         seen: set[int] = set()
         try:
-            for file in self._walk(self._unwalked):
-                for document in self._documents(file, self._name(file)):
+            for documents in self._sources():
+                for document in documents:
                     self.counts["items"] += 1
                     if not document.text.strip():
                         self._leave("empty", document.id, "empty")
@@ -154,6 +166,20 @@ class Reading:
         finally:
             if near is not None:
                 near.close()
+
+    def _sources(self) -> Iterator[Iterator[Document]]:
+        if self._database is not None:
+            yield self._rows(self._database)
+        for file in self._walk(self._unwalked):
+            yield self._documents(file, self._name(file))
+
+    def _rows(self, database: Database) -> Iterator[Document]:
+        """Yield the rows of a server's database; whatever is wrong with one is recorded."""
+        try:
+            yield from self._kept(database.read())
+        except DataError as error:
+            self.counts["items"] += 1
+            self.fail(Failed(database.name, str(error)))
 
     def _name(self, file: Path) -> str:
         base = self._folder if self._folder.is_dir() else self._folder.parent
@@ -195,7 +221,10 @@ class Reading:
 
     def _read(self, file: Path, name: str, reader: str) -> Iterator[Document]:
         module = import_module(f"consilience.data.ingestion.readers.{reader}")
-        walk = module.read(file, name, self.tables) if reader == "sqlite" else module.read(file, name)
+        yield from self._kept(module.read(file, name, self.tables) if reader == "sqlite" else module.read(file, name))
+
+    def _kept(self, walk: Iterable[Item]) -> Iterator[Document]:
+        """Yield the documents of a walk, and record all else."""
         for found in walk:
             if isinstance(found, Notice):
                 self._note(found)

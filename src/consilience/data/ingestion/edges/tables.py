@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from consilience.data.documents import Document
 from consilience.data.ingestion.edges.protocol import Relation, is_row, named, normal_entity
-from consilience.data.ingestion.readers.sqlite import REFERENCES
+from consilience.data.ingestion.readers.tables import REFERENCES
 
 __all__ = ["extract"]
 

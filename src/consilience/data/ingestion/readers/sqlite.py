@@ -5,27 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from consilience.data.documents import Document
-from consilience.data.ingestion.readers.protocol import Failed, Item, Notice, row_document
+from consilience.data.ingestion.readers.protocol import Failed, Item, Notice
+from consilience.data.ingestion.readers.tables import Table, row_documents
 from consilience.errors import DataError, did_you_mean
 
-__all__ = ["REFERENCES", "check_tables", "read", "rows_in"]
-
-REFERENCES = "references"
-"""The field of a row's foreign keys: texts "column -> id of the row"."""
-
-
-@dataclass(frozen=True)
-class _Table:
-    name: str
-    columns: tuple[str, ...]
-    key: tuple[str, ...]  # columns whose values name a row
-    foreign: tuple[tuple[tuple[str, ...], str], ...]  # own columns, table whose key they hold
-    notices: tuple[str, ...]
+__all__ = ["check_tables", "read", "rows_in"]
 
 
 def read(path: Path, name: str, tables: Sequence[str] = ()) -> Iterator[Item]:
@@ -98,7 +86,7 @@ def _key(database: sqlite3.Connection, table: str) -> tuple[tuple[str, ...], tup
     return columns, primary or (("id",) if "id" in columns else ())
 
 
-def _described(database: sqlite3.Connection, table: str) -> _Table:
+def _described(database: sqlite3.Connection, table: str) -> Table:
     columns, key = _key(database, table)
     found: dict[int, list[Any]] = {}
     for fact in database.execute(f"PRAGMA foreign_key_list({_quoted(table)})"):
@@ -113,37 +101,14 @@ def _described(database: sqlite3.Connection, table: str) -> _Table:
             foreign.append((tuple(own[named.index(column)] for column in wanted), target))
         else:
             notices.append(f"foreign key {', '.join(own)} is not to the primary key of {target}: no reference is kept")
-    return _Table(table, columns, key, tuple(foreign), tuple(notices))
+    return Table(table, columns, key, tuple(foreign), tuple(notices))
 
 
-def _rows(database: sqlite3.Connection, table: _Table, name: str) -> Iterator[Item]:
-    number = "" if table.key else "rowid, "
+def _rows(database: sqlite3.Connection, table: Table, name: str) -> Iterator[Item]:
+    number = "0" if table.key else "rowid"
     shown = ", ".join(_quoted(column) for column in table.columns)
-    binary: set[str] = set()
-    for place, row in enumerate(database.execute(f"SELECT {number}{shown} FROM {_quoted(table.name)}"), 1):
-        values = dict(zip(table.columns, row if table.key else row[1:], strict=True))
-        own = _joined([values[c] for c in table.key]) if table.key else str(row[0])
-        kept = {column: value for column, value in values.items() if not isinstance(value, bytes)}
-        for column in values.keys() - kept.keys() - binary:
-            binary.add(column)
-            yield Notice(f"{name}#{table.name}", f"column {column} holds binary values, which are left out")
-        if len(table.key) == 1:
-            kept.pop(table.key[0], None)
-        try:
-            document = row_document({**kept, "table": table.name, "_id": f"{table.name}.{own or place}"}, "", name)
-        except DataError as error:
-            yield Failed(f"{name}#{table.name}.{own or place}", str(error))
-            continue
-        links = [
-            f"{', '.join(columns)} -> {name}#{target}.{_joined([values[c] for c in columns])}"
-            for columns, target in table.foreign
-            if all(values.get(column) is not None for column in columns)
-        ]
-        yield replace(document, fields={**document.fields, REFERENCES: tuple(links)}) if links else document
-
-
-def _joined(values: Sequence[object]) -> str:
-    return ",".join(value.hex() if isinstance(value, bytes) else str(value) for value in values)
+    found = database.execute(f"SELECT {number}, {shown} FROM {_quoted(table.name)}")
+    return row_documents(table, ((row[0], row[1:]) for row in found), name)
 
 
 def _text(data: bytes, replaced: list[str]) -> str:
