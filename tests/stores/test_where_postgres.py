@@ -118,3 +118,21 @@ def test_what_is_given_is_never_run(stores: PostgresStores, first: str, second: 
     with pytest.raises(RequestError):
         stores.delete([first + "!", "kept"])
     assert stores.all_ids() == ["kept"]
+
+
+def test_equality_of_a_field_is_looked_up_in_its_index(stores: PostgresStores, postgres_url: str) -> None:
+    import psycopg
+
+    stores.delete(stores.all_ids())
+    many = [Document(f"d{n}", "x", fields={"n": n % 500, "tags": (f"t{n % 700}",)}) for n in range(4000)]
+    stores.write(Batch(many), replace=False)
+    with psycopg.connect(postgres_url) as admin:
+        admin.execute("ANALYZE filters.documents")
+    for text, count in (("n = 7", 8), ("tags in ('t3', 't5') and n > 2", 12), ("n = 1 or tags = 't9'", 14)):
+        condition, values = postgres_condition(parse_where(text))
+        query = f"SELECT id FROM documents WHERE removed IS NULL AND {condition}"
+        plan = "\n".join(row[0] for row in stores._rows(f"EXPLAIN {query}", values))
+        assert "Bitmap Index Scan on fields" in plan
+        assert len(stores._rows(query, values)) == sum(matches(parse_where(text), one) for one in many) == count
+    condition, _ = postgres_condition(parse_where("n > 7 and not n = 3"))
+    assert "@>" not in condition

@@ -189,7 +189,7 @@ def _vectors(rules: StoreRouter, encode: Encode, queries: Sequence[str]) -> NDAr
     return np.concatenate([np.asarray(encode(list(queries)), np.float32), 2 * own], axis=1)
 
 
-def routed(index: Index, **options: Any) -> Searcher:
+def routed(index: Index, *, rows: Rows | None = None, **options: Any) -> Searcher:
     """Return a Searcher over everything an index has, rows and quoted phrases among it, with the router of rules.
 
     >>> import tempfile
@@ -201,12 +201,13 @@ def routed(index: Index, **options: Any) -> Searcher:
     >>> answer.route.kind, answer.hits[0].id
     ('phrase', 'a')
 
-    options: those of the Searcher, but fusion, weights, more and route.
+    rows: of the same index, where there is one that has read its schema. options: those of the Searcher, but fusion,
+    weights, more and route.
     """
     from consilience.retrieval.phrases import Phrases
     from consilience.retrieval.relational import Rows
     from consilience.retrieval.searcher import Searcher
 
-    rows = Rows(index)
+    rows = rows or Rows(index)
     more: dict[str, Store] = {ROWS: rows, PHRASES: Phrases(index)}
     return Searcher(index, more=more, route=StoreRouter(index, rows=rows), **options)

@@ -11,7 +11,7 @@ import numpy as np
 from consilience.errors import RequestError
 from consilience.retrieval.relational.query import RowAnswer, TableQuery, of_table, run_query
 from consilience.retrieval.relational.questions import Understood, translate
-from consilience.retrieval.relational.schema import RowTable, read_schema
+from consilience.retrieval.relational.schema import RowTable, SchemaReader
 from consilience.stores.vectors import Found
 from consilience.stores.where import And, Where, parse_where
 
@@ -42,22 +42,19 @@ class Rows:
     'Solaris'
 
     names: other words for tables. most: rows that a question may read. The schema is read when it is first needed, and
-    again after a commit.
+    after a commit what is new; all of it again where documents went or were replaced.
     """
 
     def __init__(self, index: Index, *, names: Mapping[str, Sequence[str]] | None = None, most: int = 100_000) -> None:
         self.index, self.names, self.most = index, dict(names or {}), most
         self._reading = threading.Lock()
-        self._schema: tuple[int, dict[str, RowTable]] | None = None
+        self._schema = SchemaReader(index)
 
     @property
     def tables(self) -> dict[str, RowTable]:
         """The tables whose rows are in the index."""
-        generation = self.index.stores.generation()
         with self._reading:
-            if self._schema is None or self._schema[0] != generation:
-                self._schema = generation, read_schema(self.index)
-            return self._schema[1]
+            return self._schema.read()
 
     def understand(self, question: str) -> Understood | None:
         """Return the query that a question asks, None where it is not about rows."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from consilience.data.documents import Document
 from consilience.data.ingestion.edges.protocol import is_row, normal_entity
@@ -12,7 +14,7 @@ from consilience.data.ingestion.edges.protocol import is_row, normal_entity
 if TYPE_CHECKING:
     from consilience.retrieval.index import Index
 
-__all__ = ["Column", "RowTable", "read_schema", "table_of"]
+__all__ = ["Column", "RowTable", "SchemaReader", "read_schema", "table_of"]
 
 _AT_ONCE = 5_000  # documents that are read together
 _VALUES = 50_000  # different texts of a column that are known
@@ -32,6 +34,10 @@ class Column:
         """Whether it has numbers."""
         return self.low is not None
 
+    def copy(self) -> Column:
+        """Return another of the same."""
+        return Column(self.name, dict(self.values), self.low, self.high)
+
     def see(self, value: object) -> None:
         """Take a value into account."""
         if isinstance(value, bool):
@@ -48,7 +54,7 @@ class RowTable:
     """Rows of one table of a database, or of one file."""
 
     name: str
-    columns: Mapping[str, Column]
+    columns: dict[str, Column]
     count: int
 
     def numbers(self) -> list[Column]:
@@ -70,23 +76,50 @@ def table_of(document: Document) -> str | None:
 
 def read_schema(index: Index) -> dict[str, RowTable]:
     """Return the tables whose rows are in an index, by name. Reads all documents once."""
-    tables: dict[str, dict[str, Column]] = {}
-    counts: dict[str, int] = {}
-    for document in _all(index):
-        name = table_of(document)
-        if name is None:
-            continue
-        counts[name] = counts.get(name, 0) + 1
-        columns = tables.setdefault(name, {})
-        for key, value in (("title", document.title or None), *document.fields.items()):
-            if key != "table" and value is not None:
-                column = columns.setdefault(key, Column(key))
-                for one in value if isinstance(value, tuple) else (value,):
-                    column.see(one)
-    return {name: RowTable(name, columns, counts[name]) for name, columns in tables.items()}
+    return SchemaReader(index).read()
 
 
-def _all(index: Index) -> Iterable[Document]:
-    numbers = index.stores.passing().tolist()
-    for start in range(0, len(numbers), _AT_ONCE):
-        yield from index.stores.documents(numbers[start : start + _AT_ONCE]).values()
+class SchemaReader:
+    """Reads the schema of an index, and after commits that only add reads what is new."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._generation = -1
+        self._clear()
+
+    def _clear(self) -> None:
+        self._numbers: NDArray[np.int64] = np.empty(0, np.int64)
+        self._tables: dict[str, RowTable] = {}
+
+    def read(self) -> dict[str, RowTable]:
+        """Return the tables by name; those of the last call where nothing was committed since."""
+        generation = self.index.stores.generation()
+        if generation == self._generation:
+            return self._tables
+        numbers = self.index.stores.passing()
+        new = np.setdiff1d(numbers, self._numbers, assume_unique=True)
+        if len(numbers) - len(new) < len(self._numbers):  # some went: what only they had goes, too
+            self._clear()
+            new = numbers
+        tables = {  # a reader of the last schema may still be at work
+            name: RowTable(name, {key: column.copy() for key, column in table.columns.items()}, table.count)
+            for name, table in self._tables.items()
+        }
+        for start in range(0, len(new), _AT_ONCE):
+            for document in self.index.stores.documents(new[start : start + _AT_ONCE].tolist()).values():
+                _see(tables, document)
+        self._generation, self._numbers, self._tables = generation, numbers, tables
+        return tables
+
+
+def _see(tables: dict[str, RowTable], document: Document) -> None:
+    name = table_of(document)
+    if name is None:
+        return
+    table = tables.setdefault(name, RowTable(name, {}, 0))
+    table.count += 1
+    for key, value in (("title", document.title or None), *document.fields.items()):
+        if key != "table" and value is not None:
+            column = table.columns.setdefault(key, Column(key))
+            for one in value if isinstance(value, tuple) else (value,):
+                column.see(one)

@@ -35,6 +35,7 @@ CREATE UNIQUE INDEX live_ids ON documents(id) WHERE removed IS NULL;
 CREATE INDEX parents ON documents USING hash(parent) WHERE parent IS NOT NULL;
 CREATE INDEX gone ON documents(removed) WHERE removed IS NOT NULL;
 CREATE INDEX words ON documents USING gin(words);
+CREATE INDEX fields ON documents USING gin(fields jsonb_path_ops) WHERE removed IS NULL;
 CREATE TABLE rarity(word text COLLATE "C" PRIMARY KEY, documents bigint NOT NULL) WITH (fillfactor = 70);
 CREATE TABLE edges(
   place bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, head text COLLATE "C" NOT NULL, relation text NOT NULL,

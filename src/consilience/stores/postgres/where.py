@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
+from consilience.data.documents import Scalar
 from consilience.stores.where import PROPERTIES, And, Compare, Filter, IsNull, Not, Or, kind_of
 
 __all__ = ["exact_number", "postgres_condition"]
 
+_LOOKED_UP = 16  # values of a list that are looked up in the index of fields
 _EXACT = 2.0**53  # larger floats are whole numbers, with more digits than `repr` gives
 _AS = {  # kind of value -> what PostgreSQL calls it, the stored value as one, the type of the parameter
     "number": ("number", "{0}::numeric", "numeric"),
@@ -23,9 +26,12 @@ def postgres_condition(found: Filter) -> tuple[str, dict[str, object]]:
     >>> postgres_condition(parse_where("id = 'a'"))
     ("(nullif(documents.id, '') = %(where_0)s::text)", {'where_0': 'a'})
 
-    Columns id, parent, title, source are texts that compare by code point, `fields` is a jsonb.
+    Columns id, parent, title, source are texts that compare by code point, `fields` is a jsonb. Before comparisons of
+    fields with values comes what follows from them and the index of fields can answer.
     """
     text, values = _condition(found)
+    if (narrowed := _narrowed(found)) is not None:
+        text, values = f"({narrowed[0]} AND {text})", [*narrowed[1], *values]
     first, *others = text.split("%s")
     named = [f"%(where_{place})s{piece}" for place, piece in enumerate(others)]
     return "".join([first, *named]), {f"where_{place}": value for place, value in enumerate(values)}
@@ -45,6 +51,29 @@ def _condition(found: Filter) -> tuple[str, list[object]]:
         word = " AND " if isinstance(found, And) else " OR "
         return f"({word.join(text for text, _ in parts)})", [value for _, values in parts for value in values]
     return _property(found) if found.field in PROPERTIES else _field(found)
+
+
+def _narrowed(found: Filter) -> tuple[str, list[object]] | None:
+    """Return what documents that pass contain, as the index of fields knows it; None where that is nothing."""
+    if isinstance(found, And | Or):
+        parts = [_narrowed(part) for part in found.parts]
+        known = [part for part in parts if part is not None]
+        if not known or (isinstance(found, Or) and len(known) < len(parts)):
+            return None
+        word = " AND " if isinstance(found, And) else " OR "
+        return f"({word.join(text for text, _ in known)})", [value for _, values in known for value in values]
+    if not isinstance(found, Compare) or found.field in PROPERTIES or found.operator not in ("=", "in"):
+        return None
+    if len(found.values) > _LOOKED_UP:
+        return None
+    name = json.dumps(found.field)
+    plain = [_json(value) for value in found.values]
+    contained = [form for value in plain for form in (f"{{{name}: {value}}}", f"{{{name}: [{value}]}}")]
+    return f"({' OR '.join(['documents.fields @> %s::jsonb'] * len(contained))})", list(contained)
+
+
+def _json(value: Scalar) -> str:
+    return str(exact_number(value)) if kind_of(value) == "number" else json.dumps(value)  # type: ignore[arg-type]
 
 
 def exact_number(value: int | float) -> Decimal:
