@@ -17,6 +17,7 @@ from consilience.retrieval.index import Index
 from consilience.retrieval.searcher import Searcher
 from consilience.serving.app import create_app
 from consilience.serving.settings import Settings
+from consilience.stores.embedded_reading import EmbeddedReader
 from tests.serving.conftest import DOCUMENTS
 from tests.serving.served import Client, served
 
@@ -30,6 +31,28 @@ def test_search_answers_as_the_searcher_does(client: Client, folder: Path) -> No
     assert [one["hits"] for one in reply.content["answers"]] == [[hit.to_dict() for hit in hits] for hits in wanted]
     bare = client.search("dogs", documents=False).content["answers"][0]["hits"][0]
     assert bare["id"] == "notes/dogs" and "document" not in bare
+
+
+def test_an_answer_says_what_the_stores_count_and_what_the_query_is_for(client: Client) -> None:
+    plain = client.search("sort lists").content["answers"][0]
+    assert sum(plain["weights"].values()) == pytest.approx(1, abs=1e-3) and "route" not in plain
+    routed = client.search('which says "small dog"', route=True).content["answers"][0]
+    assert routed["route"]["kind"] == "phrase" and routed["route"]["why"] == ["quotes"]
+    assert routed["weights"]["text"] > 0.3 and routed["hits"][0]["found"]["phrases"]["rank"] == 1
+    refused = client.search("a", route=True, fusion="rrf")
+    assert refused.status == 422 and "leave weights and fusion out" in refused.content["error"]
+
+
+def test_a_store_that_fails_is_named_and_the_others_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object, *arguments: object, **options: object) -> None:
+        raise StorageError(f"{folder}: no disk")
+
+    monkeypatch.setattr(EmbeddedReader, "search_edges", broken)
+    with served(create_app(folder, Settings())) as client:
+        reply = client.search("dogs", stores=["text", "graph"])
+    answer = reply.content["answers"][0]
+    assert reply.status == 200 and answer["failed"] == ["graph"] and answer["hits"][0]["id"] == "notes/dogs"
+    assert str(folder) not in reply.text
 
 
 def test_filters_stores_and_fusion(client: Client) -> None:
@@ -197,7 +220,7 @@ def test_an_incident_says_nothing_and_the_log_everything(
         def fails(self: Searcher, *_: object, raised: Exception = raised, **__: object) -> None:
             raise raised
 
-        monkeypatch.setattr(Searcher, "search", fails)
+        monkeypatch.setattr(Searcher, "answer", fails)
         with caplog.at_level(logging.INFO, "consilience.serving"):
             reply = client.search("a secret question")
         assert reply.status == 500 and reply.content["incident"] in reply.content["error"]
@@ -210,7 +233,7 @@ def test_an_incident_says_nothing_and_the_log_everything(
 
 
 def test_a_search_that_takes_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, blocked = Searcher.search, threading.Event()
+    real, blocked = Searcher.answer, threading.Event()
 
     def slow(self: Searcher, queries: list[str], *arguments: Any, **options: Any) -> Any:
         if "slow" in queries:
@@ -218,7 +241,7 @@ def test_a_search_that_takes_too_long(folder: Path, monkeypatch: pytest.MonkeyPa
         return real(self, queries, *arguments, **options)
 
     app = create_app(folder, Settings(seconds=0.3, waiting=1, together=1))
-    monkeypatch.setattr(Searcher, "search", slow)
+    monkeypatch.setattr(Searcher, "answer", slow)
     with served(app) as client:
         late = client.search("slow")
         assert (late.status, late.content["kind"]) == (504, "Timeout")

@@ -26,16 +26,16 @@ class Gate:
     """Holds the first call of the Searcher until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.entered, self.opened, real = threading.Event(), threading.Event(), Searcher.search
+        self.entered, self.opened, real = threading.Event(), threading.Event(), Searcher.answer
 
-        def search(searcher: Searcher, queries: list[str], *arguments: Any, **options: Any) -> Any:
+        def answer(searcher: Searcher, queries: list[str], *arguments: Any, **options: Any) -> Any:
             self.entered.set()
             assert self.opened.wait(30)
             if "broken" in queries:
                 raise RequestError("broken")
             return real(searcher, queries, *arguments, **options)
 
-        monkeypatch.setattr(Searcher, "search", search)
+        monkeypatch.setattr(Searcher, "answer", answer)
 
 
 def test_those_that_wait_are_searched_together(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,10 +49,10 @@ def test_those_that_wait_are_searched_together(index: Index, monkeypatch: pytest
     many = searches.submit(Wanted(), ["dog", "ports"])
     assert searches.waiting == 6
     gate.opened.set()
-    found = [[hit.id for hit in one.result(30)[0]] for one in (first, *same)]
+    found = [[hit.id for hit in one.result(30)[0].hits] for one in (first, *same)]
     assert found == [["notes/dogs"], ["notes/dogs"], ["ports"], ["lists"]]
-    assert [hit.id for hit in other.result(30)[0]] == ["ports"] and len(cut.result(30)[0]) == 1
-    assert [hits[0].id for hits in many.result(30)] == ["notes/dogs", "ports"]
+    assert [hit.id for hit in other.result(30)[0].hits] == ["ports"] and len(cut.result(30)[0].hits) == 1
+    assert [one.hits[0].id for one in many.result(30)] == ["notes/dogs", "ports"]
     searches.close()
     assert sorted(calls) == [1, 1, 1, 2, 3]
 
@@ -64,7 +64,7 @@ def test_one_that_fails_fails_alone(index: Index, monkeypatch: pytest.MonkeyPatc
     assert gate.entered.wait(30)
     broken, fine = searches.submit(Wanted(), ["broken"]), searches.submit(Wanted(), ["ports"])
     gate.opened.set()
-    assert [hit.id for hit in fine.result(30)[0]] == ["ports"] and first.result(30)
+    assert [hit.id for hit in fine.result(30)[0].hits] == ["ports"] and first.result(30)
     with pytest.raises(RequestError, match="broken"):
         broken.result(30)
     searches.close()
@@ -83,7 +83,7 @@ def test_the_queue_ends(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     closing.start()
     gate.opened.set()
     closing.join(30)
-    assert first.done() and len(waiting[1].result(0)[0]) == 1  # what waits is answered before the end
+    assert first.done() and len(waiting[1].result(0)[0].hits) == 1  # what waits is answered before the end
     assert calls == [1, 1]  # what was cancelled is not searched
     with pytest.raises(Busy):
         searches.submit(Wanted(), ["dogs"])

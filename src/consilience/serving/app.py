@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 import consilience
 from consilience.data.documents import Document
 from consilience.errors import CheckpointError, ConsilienceError, MissingExtraError, OutputError, RequestError
-from consilience.retrieval.answer import Hit
+from consilience.retrieval.answer import Answer, Hit
 from consilience.retrieval.index import Index
 from consilience.retrieval.searcher import Searcher
 from consilience.serving.guard import Guard, error_body
@@ -180,14 +180,11 @@ class _Server:
                 stores=None if body.stores is None else tuple(body.stores),
                 fusion=body.fusion,
                 weights=None if body.weights is None else tuple(sorted(body.weights.items())),
+                route=body.route,
             )
             running = self.searches.submit(wanted, body.queries)
             found = await within(running, self.settings.seconds, "search")
-            answers = [
-                {"query": query, "hits": [_hit(hit, body.documents) for hit in hits]}
-                for query, hits in zip(body.queries, found, strict=True)
-            ]
-            return _json({"answers": answers})
+            return _json({"answers": [_answer(answer, body.documents) for answer in found]})
 
         @guarded.get("/documents/{id:document}", summary="One document", response_model=None, responses=_MISSING)
         async def document(id: str) -> Response:
@@ -220,6 +217,17 @@ class _Server:
 
 def _json(content: Any) -> Response:
     return Response(json.dumps(content, ensure_ascii=False, allow_nan=False), media_type="application/json")
+
+
+def _answer(answer: Answer, documents: bool) -> dict[str, Any]:
+    """Return an answer as plain data; why a store failed is for the log alone."""
+    found: dict[str, Any] = {"query": answer.query, "hits": [_hit(hit, documents) for hit in answer.hits]}
+    found["weights"] = {name: round(weight, 4) for name, weight in answer.weights.items()}
+    if answer.failed:
+        found["failed"] = sorted(answer.failed)
+    if answer.route is not None:
+        found["route"] = {"kind": answer.route.kind, "confidence": answer.route.confidence, "why": answer.route.why}
+    return found
 
 
 def _hit(hit: Hit, documents: bool) -> dict[str, Any]:

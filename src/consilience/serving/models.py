@@ -73,6 +73,9 @@ class SearchRequest(_Request):
     weights: dict[Name, Finite] | None = Field(
         None, max_length=16, description="Of stores; default: chosen for every query."
     )
+    route: bool = Field(
+        False, strict=True, description="Rows and quoted phrases too; rules say which stores a query is for."
+    )
     documents: bool = Field(True, strict=True, description="Whether hits come with their documents.")
 
     @field_validator("where")
@@ -90,6 +93,8 @@ class SearchRequest(_Request):
 
     @model_validator(mode="after")
     def _answerable(self) -> SearchRequest:
+        if self.route and (self.weights is not None or self.fusion != "weighted"):
+            raise ValueError("route chooses the weights of the fusion; leave weights and fusion out")
         if len(self.queries) * self.k > _HITS:
             raise ValueError(f"{len(self.queries)} queries with {self.k} hits each; at most {_HITS} hits in all")
         return self
@@ -151,11 +156,22 @@ class HitOut(BaseModel):
     document: dict[str, Any] | None = None
 
 
+class RouteOut(BaseModel):
+    """What the router took a query for."""
+
+    kind: str
+    confidence: float
+    why: list[str]
+
+
 class AnswerOut(BaseModel):
-    """The hits of one query, best first."""
+    """The hits of one query, best first. weights: of the stores. failed: stores that gave no answer."""
 
     query: str
     hits: list[HitOut]
+    weights: dict[str, float] | None = None
+    failed: list[str] | None = None
+    route: RouteOut | None = None
 
 
 class Answers(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -11,14 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from consilience.retrieval.answer import Hit
+    from consilience.retrieval.answer import Answer
     from consilience.retrieval.index import Index
+    from consilience.retrieval.relational import Rows
     from consilience.retrieval.searcher import Searcher
     from consilience.stores.where import Filter
 
 __all__ = ["Busy", "Searches", "Wanted", "patient"]
 
 Result = TypeVar("Result")
+log = logging.getLogger("consilience.serving")
 
 _KEPT = 32  # Searchers
 _FRESH = 30.0  # seconds until a Searcher looks again which stores the index has
@@ -38,11 +41,12 @@ class Wanted:
     stores: tuple[str, ...] | None = None
     fusion: str = "weighted"
     weights: tuple[tuple[str, float], ...] | None = None
+    route: bool = False
 
     @property
     def searcher(self) -> str:
         """What decides the Searcher."""
-        return repr((self.stores, self.fusion, self.weights))
+        return repr((self.stores, self.fusion, self.weights, self.route))
 
     @property
     def key(self) -> str:
@@ -54,7 +58,7 @@ class Wanted:
 class _Job:
     wanted: Wanted
     queries: Sequence[str]
-    answer: Future[list[list[Hit]]] = field(default_factory=Future)
+    answer: Future[list[Answer]] = field(default_factory=Future)
 
 
 class Searches:
@@ -66,7 +70,7 @@ class Searches:
     >>> index = Index.create(tempfile.mkdtemp() + "/index")
     >>> _ = index.add([Document("a", "Sort a list."), Document("b", "A small dog.")])
     >>> searches = Searches(index)
-    >>> [hit.id for hit in searches.submit(Wanted(k=1), ["dogs"]).result()[0]]
+    >>> [hit.id for hit in searches.submit(Wanted(k=1), ["dogs"]).result()[0].hits]
     ['b']
     >>> searches.close()
 
@@ -90,6 +94,7 @@ class Searches:
         self._closing = False
         self._searchers: dict[str, tuple[float, Searcher]] = {}
         self._making = threading.Lock()
+        self._rows: Rows | None = None
         self._threads = [threading.Thread(target=self._work, name=f"search-{n}", daemon=True) for n in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -99,7 +104,7 @@ class Searches:
         """The number of requests that wait."""
         return len(self._jobs)
 
-    def submit(self, wanted: Wanted, queries: Sequence[str]) -> Future[list[list[Hit]]]:
+    def submit(self, wanted: Wanted, queries: Sequence[str]) -> Future[list[Answer]]:
         """Put a request into the queue; one that is cancelled while it waits is not searched. Raises Busy."""
         job = _Job(wanted, queries)
         with self._changed:
@@ -160,21 +165,30 @@ class Searches:
             job.answer.set_result(found[start : start + len(job.queries)])
             start += len(job.queries)
 
-    def _search(self, wanted: Wanted, queries: list[str]) -> list[list[Hit]]:
+    def _search(self, wanted: Wanted, queries: list[str]) -> list[Answer]:
         self._searched(len(queries))
-        return self._searcher(wanted).search(queries, wanted.k, where=wanted.where)
+        found = self._searcher(wanted).answer(queries, wanted.k, where=wanted.where)
+        for name, why in found[0].failed.items() if found else ():
+            log.warning("store %s gave no answer: %s", name, why)
+        return found
 
-    def _searcher(self, wanted: Wanted) -> Searcher:
+    def _made(self, wanted: Wanted) -> Searcher:
+        from consilience.retrieval.relational import Rows
+        from consilience.retrieval.routing import routed
         from consilience.retrieval.searcher import Searcher
 
+        if wanted.route:
+            self._rows = self._rows or Rows(self.index)
+            return routed(self.index, rows=self._rows, stores=wanted.stores)
+        weights = None if wanted.weights is None else dict(wanted.weights)
+        return Searcher(self.index, stores=wanted.stores, fusion=wanted.fusion, weights=weights)
+
+    def _searcher(self, wanted: Wanted) -> Searcher:
         key, now = wanted.searcher, time.monotonic()
         with self._making:
             made, found = self._searchers.get(key, (-_FRESH, None))
             if found is None or now - made > _FRESH:
-                weights = None if wanted.weights is None else dict(wanted.weights)
-                found = patient(
-                    lambda: Searcher(self.index, stores=wanted.stores, fusion=wanted.fusion, weights=weights)
-                )
+                found = patient(lambda: self._made(wanted))
                 self._searchers.pop(key, None)
                 if len(self._searchers) >= _KEPT:
                     self._searchers.pop(next(iter(self._searchers)))
