@@ -3,9 +3,10 @@
 Of each set: all documents with an answer and others, 300 in all, up to 100 queries (test, else dev), documents in
 pieces of 100 words, of which the first three count. Ways: BM25 by bm25s, one encoder, a merge of six experts of it, the
 same experts in a bundle with a router, words and vectors together (the default Searcher), a reranker behind it, and
-token vectors beside it. Results go to build/bench/retrieval_quality/SET.json (a run that was stopped goes on);
-`python docs/generate.py` writes them into docs/retrieval-quality.md. `--smoke` takes a few of the bundled documents and
-experts.
+token vectors beside it. `--large` takes up to 2,000 documents and 200 queries, and of the ways those that need one
+encoder. Results go to build/bench/retrieval_quality/SET.json, or retrieval_quality_large/SET.json (a run that was
+stopped goes on); `python docs/generate.py` writes them into docs/retrieval-quality.md. `--smoke` takes a few of the
+bundled documents and experts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "examples"
 JUDGED = ("cisi", "medline", "electronics_npl", "health_liveqa", "qa_trecqa")  # by people
 LATE = "late:" + BASE
-DOCUMENTS, QUERIES, TOKENS, WORDS, PIECES, RERANKED = 300, 100, 128, 100, 3, 20
+CAPS, LARGE = (300, 100), (2000, 200)  # documents and queries of a set
+TOKENS, WORDS, PIECES, RERANKED = 128, 100, 3, 20
 METRICS = ("nDCG@10", "recall@2", "recall@10")
 
 
@@ -48,17 +50,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", help="names of sets (default: all)")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--large", action="store_true", help="2,000 documents and 200 queries, fewer ways")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     data = default_data_folder()
-    root, folder = data / "retrieval", options.folder / "retrieval_quality"
+    root, folder = data / "retrieval", options.folder / f"retrieval_quality{'_large' if options.large else ''}"
     experts = {name: data.parent / "experts" / place for name, place in EXPERTS.items()}
     if options.smoke:
         root, experts = BUNDLED / "data", {name: BUNDLED / "experts" / name for name in ("words", "python")}
     folder.mkdir(parents=True, exist_ok=True)
     names = options.sets or sorted(path.name for path in root.iterdir() if (path / "corpus.parquet").is_file())
-    caps = (12, 4) if options.smoke else (DOCUMENTS, QUERIES)
-    encoders = models(folder, root, experts, 8 if options.smoke else 300)
+    caps = (12, 4) if options.smoke else LARGE if options.large else CAPS
+    encoders = {"minilm": BASE} if options.large else models(folder, root, experts, 8 if options.smoke else 300)
     for name in names:
         place = folder / f"{name}.json"
         if not place.is_file():
@@ -127,19 +130,22 @@ def measure(data: RetrievalData, encoders: dict[str, str], caps: tuple[int, int]
             made = Searcher(index, stores=stores, **options)
             return lambda texts, k: made.search(texts, k)
 
-        late = LateInteractionReranker(BASE, max_tokens=TOKENS)
         ways: dict[str, Way] = {"bm25s": bm25(pieces)}
         ways |= {name: searcher(name) for name in ("text", *encoders)}
         ways |= {
             HYBRID: searcher("text", "minilm"),
-            "hybrid, merged": searcher("text", "merged"),
-            "hybrid, bundle": searcher("text", "bundle"),
-            "hybrid + rerank": searcher("text", "minilm", rerank=late, rerank_depth=RERANKED),
-            "hybrid + multi-vector": searcher("text", "minilm", "late"),
-            "hybrid, bundle + multi-vector": searcher("text", "bundle", "late"),
             "hybrid, equal weights": searcher("text", "minilm", weights={"text": 1.0, "minilm": 1.0}),
             "hybrid, rrf": searcher("text", "minilm", fusion="rrf"),
         }
+        if "late" in encoders:
+            late = LateInteractionReranker(BASE, max_tokens=TOKENS)
+            ways |= {
+                "hybrid, merged": searcher("text", "merged"),
+                "hybrid, bundle": searcher("text", "bundle"),
+                "hybrid + rerank": searcher("text", "minilm", rerank=late, rerank_depth=RERANKED),
+                "hybrid + multi-vector": searcher("text", "minilm", "late"),
+                "hybrid, bundle + multi-vector": searcher("text", "bundle", "late"),
+            }
         found = evaluate_ways(ways, queries, qrels, reference="minilm", metrics=METRICS)
     summary = found.summary()
     values = {row.name: [round(float(value), 5) for value in row.values] for row in found.rows}

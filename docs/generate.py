@@ -286,9 +286,10 @@ def main() -> None:
     if reports := [report for report in reports if not report["quick"]]:
         page = ROOT / "docs/reproductions.md"
         page.write_text(replace_block(page.read_text(), "verdicts", verdicts_block(reports)))
-    if found := {path.stem: json.loads(path.read_text()) for path in sorted(SEARCHED.glob("*.json"))}:
-        page = ROOT / "docs/retrieval-quality.md"
-        page.write_text(replace_block(page.read_text(), "searched", searched_block(found)))
+    page = ROOT / "docs/retrieval-quality.md"
+    for block, folder in (("searched", SEARCHED), ("searched-large", SEARCHED.with_name(f"{SEARCHED.name}_large"))):
+        if found := {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}:
+            page.write_text(replace_block(page.read_text(), block, searched_block(found)))
     readme = ROOT / "README.md"
     if (DEMO / "evaluation.json").is_file():
         evaluation = json.loads((DEMO / "evaluation.json").read_text())
