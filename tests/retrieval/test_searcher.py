@@ -51,6 +51,19 @@ def test_weights_add_up_and_rise_with_coverage(coverage: float, first: int, seco
     assert more["text"] >= weights["text"]
 
 
+@given(st.floats(0, 1), st.integers(1, 5), st.floats(0, 0.9))
+def test_words_count_more_where_they_find_few_documents_before_all_others(
+    coverage: float, few: int, behind: float
+) -> None:
+    def words_count(least: float) -> float:
+        scores = np.array([5.0] * few + [5 * least] * (8 - few), np.float32)
+        return default_weights({"text": Found(np.arange(8), scores, coverage), "a": found(3)}, ["text", "a"])["text"]
+
+    alone, usual = words_count(0.0), words_count(behind)
+    assert alone >= usual >= words_count(1.0)
+    assert alone > words_count(0.7) or coverage < 1e-6
+
+
 def test_coverage_is_the_share_of_telling_words(index: Index) -> None:
     covered = [one.coverage for one in index.stores.search_text(["Who likes quokkas?", "likes zebras", "who?"], 3)]
     assert covered[0] == pytest.approx(1, abs=1e-6)
