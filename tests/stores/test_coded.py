@@ -104,7 +104,8 @@ def test_the_copy_comes_with_the_third_search_and_changes_nothing(monkeypatch: p
 
 def test_copies_go_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    monkeypatch.setattr(module, "_LARGEST", module._COPIES._bytes + 5000 * SIZE)
+    before = sum(module._COPIES._sizes.values())
+    monkeypatch.setattr(module, "_LARGEST", before + 5000 * SIZE)
     first, second = drawn(0, 5000, "plain"), drawn(1, 5000, "plain")
     for _ in range(5):
         coded(first)
@@ -115,10 +116,10 @@ def test_copies_go_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.01)
     assert coded(first) is not None
     assert coded(second) is None  # no room for both
-    held = module._COPIES._bytes
-    del first
+    assert sum(module._COPIES._sizes.values()) == before + 5000 * SIZE
+    del second, first  # what had no room gives nothing back
     gc.collect()
-    assert module._COPIES._bytes == held - 5000 * SIZE
+    assert sum(module._COPIES._sizes.values()) == before
 
 
 @settings(max_examples=20, deadline=None)

@@ -124,7 +124,7 @@ class _Copies:
         self._lock = threading.RLock()  # what is forgotten may be so while it is held
         self._asked: dict[int, int] = {}
         self._made: dict[int, Coded] = {}
-        self._bytes = 0
+        self._sizes: dict[int, int] = {}  # bytes of each copy that is there or being made
 
     def get(self, vectors: NDArray[np.float32]) -> Coded | None:
         """Return the copy of rows; None while there is none. It is made in a thread of its own."""
@@ -136,25 +136,24 @@ class _Copies:
             return None
         with self._lock:
             if key not in self._asked:
-                weakref.finalize(vectors, self._forget, key, vectors.size).atexit = False
+                weakref.finalize(vectors, self._forget, key).atexit = False
             self._asked[key] = asked = self._asked.get(key, 0) + 1
-            if asked != _SEARCHES or self._bytes + vectors.size > _LARGEST:
+            if asked != _SEARCHES or sum(list(self._sizes.values())) + vectors.size > _LARGEST:
                 return None
-            self._bytes += vectors.size
+            self._sizes[key] = vectors.size
         threading.Thread(target=self._make, args=(key, vectors), name="coding", daemon=True).start()
         return None
 
     def _make(self, key: int, vectors: NDArray[np.float32]) -> None:
         made = Coded.of(vectors)
         with self._lock:
-            self._made[key] = made
+            if key in self._sizes:
+                self._made[key] = made
 
-    def _forget(self, key: int, size: int) -> None:
+    def _forget(self, key: int) -> None:
         with self._lock:
-            asked = self._asked.pop(key, 0)
-            if asked >= _SEARCHES:
-                self._bytes -= size
-            self._made.pop(key, None)
+            for known in (self._asked, self._sizes, self._made):
+                known.pop(key, None)
 
 
 _COPIES = _Copies()
