@@ -11,13 +11,13 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Coded", "Tally", "coded"]
+__all__ = ["Coded", "coded"]
 
 Best = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -32,15 +32,6 @@ _PATIENCE = 16  # searches in vain, and more than half of all, after which the c
 
 
 @dataclass
-class Tally:
-    """How often a copy was asked, how often the first candidates were too few, how often it was not certain."""
-
-    searches: int = 0
-    short: int = 0
-    vain: int = 0
-
-
-@dataclass
 class Coded:
     """A copy of rows with 8 bits a number, and how far off a row is at most.
 
@@ -50,14 +41,17 @@ class Coded:
     array([7])
 
     scale: numbers are multiplied by it and rounded. slack: the largest distance of a row to its copy. longest: the
-    largest length of a copy. tallies: without a filter, and with one.
+    largest length of a copy. searches: how often it was asked. short: how often the first candidates were too few.
+    vain: how often the answer was not certain.
     """
 
     index: Any
     scale: float
     slack: float
     longest: float
-    tallies: tuple[Tally, Tally] = field(default_factory=lambda: (Tally(), Tally()))
+    searches: int = 0
+    short: int = 0
+    vain: int = 0
 
     @classmethod
     def of(cls, vectors: NDArray[np.float32]) -> Coded:
@@ -87,34 +81,39 @@ class Coded:
     ) -> Best | None:
         """Return the places and scores of the best `k`, best first, or None where they are not certain.
 
-        query: (1, dimension). exact: places of rows -> their scores. allowed: rows that may be found; None: all.
+        query: (1, dimension). exact: places of rows -> their scores. allowed: rows that may be found, at least `k`;
+        None: all.
         """
-        tally = self.tallies[allowed is not None]
-        tally.searches += 1
-        skipped = int(2 * tally.short > tally.searches)  # where the first candidates are mostly too few
+        import faiss
+
+        library: Any = faiss  # its types do not know the arguments below
+        self.searches += 1
+        skipped = int(2 * self.short > self.searches)  # where the first candidates are mostly too few
         scale = 127 / max(float(np.abs(query).max()), _TINY)
         codes = np.rint(query * np.float32(scale))
         off = query - codes / np.float32(scale)
         slack = self.slack * float(np.sqrt(query[0] @ query[0])) + self.longest * float(np.sqrt(off[0] @ off[0]))
+        there, only = self.index.ntotal, None
+        if allowed is not None:
+            there = int(np.count_nonzero(allowed))
+            bits = np.packbits(allowed, bitorder="little")
+            only = library.SearchParameters(sel=library.IDSelectorBitmap(bits))
         for times, beyond in _MORE[skipped:]:
-            count = min(times * k + beyond, self.index.ntotal)
-            near, found = self.index.search(codes, count)
+            count = min(times * k + beyond, there)
+            near, found = self.index.search(codes, count, params=only)
             scores = exact(found[0])
-            if allowed is not None:
-                scores[~allowed[found[0]]] = -np.inf
             best = np.argsort(-scores, kind="stable")
-            if k < count and scores[best[k - 1]] == scores[best[k]] > -np.inf:
+            if k < count and scores[best[k - 1]] == scores[best[k]]:
                 break  # which of them it is, the full search decides
-            if scores[best[:k][-1]] > near[0, -1] / (self.scale * scale) + slack:
+            if count == there or scores[best[k - 1]] > near[0, -1] / (self.scale * scale) + slack:
                 return found[0][best[:k]], scores[best[:k]]
-            tally.short += not skipped and times == _MORE[0][0]
-        tally.vain += 1
+            self.short += not skipped and times == _MORE[0][0]
+        self.vain += 1
         return None
 
-    def useful(self, filtered: bool) -> bool:
-        """Whether it is worth asking: rows that are all alike are never certain, nor are rare ones that pass."""
-        tally = self.tallies[filtered]
-        return tally.vain < _PATIENCE or 2 * tally.vain < tally.searches
+    def useful(self) -> bool:
+        """Whether it is worth asking: rows that are all alike are never certain."""
+        return self.vain < _PATIENCE or 2 * self.vain < self.searches
 
 
 class _Copies:

@@ -27,7 +27,8 @@ __all__ = ["TextStore", "damaged_files"]
 
 _ANALYSER = "words"
 _HEAP = 64_000_000
-_FEW = 4096  # with fewer documents allowed, they are looked up by number instead of being picked from the hits
+_BY_NUMBER = 0.5  # if fewer pass than the root of this times k times all, they are looked up, not picked from the hits
+_AHEAD = 1.25  # times as many hits as will not pass, if the filter has nothing to do with the words
 
 
 class TextStore:
@@ -106,11 +107,20 @@ class TextStore:
             self._index.reload()
             self._version = version
         searcher = self._index.searcher()
-        allowed = np.flatnonzero(live) if np.count_nonzero(live) <= _FEW else None
-        return [self._one(searcher, query, k, live, allowed) for query in queries]
+        passing, every = int(np.count_nonzero(live)), searcher.num_docs
+        picked = passing**2 > _BY_NUMBER * k * every
+        allowed = None if picked else np.flatnonzero(live)
+        ahead = max(int(_AHEAD * k * (every / passing - 1)), 0) if picked else 0  # hits that will not pass
+        return [self._one(searcher, query, k, live, allowed, ahead) for query in queries]
 
     def _one(
-        self, searcher: Any, text: str, k: int, live: NDArray[np.bool_], allowed: NDArray[np.int64] | None
+        self,
+        searcher: Any,
+        text: str,
+        k: int,
+        live: NDArray[np.bool_],
+        allowed: NDArray[np.int64] | None,
+        ahead: int,
     ) -> Found:
         words = Counter(self.words(text))
         if not words or not k or (allowed is not None and not len(allowed)):
@@ -119,7 +129,7 @@ class TextStore:
         query = self._query(words, terms)
         if allowed is not None and len(allowed) < searcher.num_docs:
             query = self._among(query, allowed.tolist())
-        limit = k
+        limit = k + ahead
         while True:
             hits = searcher.search(query, limit, count=False).hits
             values, addresses = zip(*hits, strict=True) if hits else ((), ())

@@ -20,7 +20,7 @@ _BLOCK = 1 << 24  # bytes of vectors looked at in one go: they stay in the proce
 _BATCH = 8  # queries from which on one product of matrices is faster than faiss, 2.3 times with 32
 _MOST = 512  # queries whose products with a block are held at once
 _GATHER = 0.3  # with fewer rows allowed than this share, they are copied together first
-_RARE = 0.1  # with fewer rows allowed than this share, the smaller copy of all is not worth it
+_RARE = 0.05  # with fewer rows allowed than this share, the smaller copy of all is not worth it
 
 Best = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -140,7 +140,7 @@ def _by_copy(
     if len(queries) >= _BATCH or not 0 < k < count or count < _RARE * len(vectors):
         return None
     copy = coded(vectors)
-    if copy is None or not copy.useful(allowed is not None):
+    if copy is None or not copy.useful():
         return None
     found = [copy.search(query[None], k, partial(_scores, vectors, query[None]), allowed) for query in queries]
     certain = [one for one in found if one is not None]
