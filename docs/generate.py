@@ -125,6 +125,11 @@ def replace_block(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
 
 
+def block_of(text: str, name: str) -> str:
+    """Return what stands in the block `name`."""
+    return text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0]
+
+
 def compared_block(found: dict) -> str:
     """Return the measured comparison: one line per method, one column per set of experts."""
     lines, skipped = [], []
@@ -238,21 +243,26 @@ def searched_block(found: dict) -> str:
     return "\n".join(lines)
 
 
-def verdicts_block(reports: list[dict]) -> str:
-    """Return every claim of every reproduction with its verdict, and which have not been run in full."""
-    parts = []
+def verdicts_block(reports: list[dict], before: str = "") -> str:
+    """Return every claim of every reproduction with its verdict, and which have not been run in full.
+
+    before: the block as it was; what has not been run again on this machine stays as it is there.
+    """
+    files = sorted(path.stem for path in (ROOT / "reproductions").glob("*.py") if path.stem != "__init__")
+    slugs = [name.replace("_", "-") for name in files]
+    parts = {
+        found[1]: found[0].strip() for found in re.finditer(r"^### (\S+)\n(?:(?!^### |^Written, ).*\n)*", before, re.M)
+    }
     for report in reports:
         cost = f"{len(report['seeds'])} seeds, {report['cpu_seconds'] / 60:.0f} CPU minutes"
         lines = [f"### {report['slug']}", "", f"{report['title']} ({report['source']}); {cost}.", ""]
         lines += ["| claim | verdict | numbers |", "|---|---|---|"]
         lines += [f"| {c['text']} | {c['verdict']} | {c['detail'].replace('|', '/')} |" for c in report["claims"]]
-        parts.append("\n".join(lines))
-    known = {report["slug"].replace("-", "_") for report in reports}
-    files = sorted(path.stem for path in (ROOT / "reproductions").glob("*.py") if path.stem != "__init__")
-    missing = [name.replace("_", "-") for name in files if name not in known]
-    if missing:
-        parts.append(f"Written, and not yet run in full: {', '.join(missing)}.")
-    return "\n\n".join(parts)
+        parts[report["slug"]] = "\n".join(lines)
+    written = [parts[slug] for slug in slugs if slug in parts]
+    if missing := [slug for slug in slugs if slug not in parts]:
+        written.append(f"Written, and not yet run in full: {', '.join(missing)}.")
+    return "\n\n".join(written)
 
 
 def _cells(row: dict | None) -> str | None:
@@ -285,7 +295,8 @@ def main() -> None:
     reports = [json.loads(path.read_text()) for path in sorted(REPRODUCED.glob("*/report.json"))]
     if reports := [report for report in reports if not report["quick"]]:
         page = ROOT / "docs/reproductions.md"
-        page.write_text(replace_block(page.read_text(), "verdicts", verdicts_block(reports)))
+        text = page.read_text()
+        page.write_text(replace_block(text, "verdicts", verdicts_block(reports, block_of(text, "verdicts"))))
     page = ROOT / "docs/retrieval-quality.md"
     for block, folder in (("searched", SEARCHED), ("searched-large", SEARCHED.with_name(f"{SEARCHED.name}_large"))):
         if found := {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}:
